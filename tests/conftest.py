@@ -1,0 +1,40 @@
+"""Small models and the recorded numbers that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tfclip import TFCLIP, TFCLIPConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    """Read one file of numbers recorded from the reference."""
+    return lambda name: load_file(GOLDEN / f"{name}.safetensors")
+
+
+@pytest.fixture
+def tiny_config() -> TFCLIPConfig:
+    """A model that runs in milliseconds, with three cameras."""
+    return TFCLIPConfig(
+        backbone_options={"width": 64, "layers": 2, "heads": 2, "output_dim": 32},
+        frame_size=(64, 32),
+        clip_length=4,
+        num_cameras=3,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: TFCLIPConfig) -> TFCLIP:
+    """A model of ``tiny_config`` with seeded random weights, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TFCLIP(tiny_config).eval()

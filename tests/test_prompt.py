@@ -1,0 +1,95 @@
+"""The Sequence-Specific Prompt: recorded numbers and what holds of any weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tfclip import SequenceSpecificPrompt, convert
+
+
+@pytest.fixture
+def prompt():
+    torch.manual_seed(0)
+    return SequenceSpecificPrompt(64, num_heads=2).eval()
+
+
+@pytest.fixture
+def memory():
+    return torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(2))
+
+
+def test_output_is_the_reference_output(request, golden):
+    path = request.path.parent / "golden" / "state_dict.safetensors"
+    _, objective = convert.from_reference(path, clip_length=4, with_objective=True)
+    inputs = golden("inputs")
+    with torch.inference_mode():
+        output = objective.eval().prompt(inputs["ssp_text"], inputs["ssp_visual"])
+    torch.testing.assert_close(output, golden("eval_outputs")["ssp_out"], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_one_memory_for_all_clips_is_a_copy_for_each(variant, memory, tokens):
+    torch.manual_seed(0)
+    prompt = SequenceSpecificPrompt(64, variant=variant).eval()
+    with torch.inference_mode():
+        copies = prompt(memory.expand(3, -1, -1), tokens)
+        torch.testing.assert_close(prompt(memory, tokens), copies, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_the_memory_are_a_set(prompt, memory, tokens):
+    order = torch.tensor([3, 0, 4, 1, 2])
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            prompt(memory[order], tokens), prompt(memory, tokens)[:, order], atol=1e-5, rtol=0
+        )
+
+
+def test_order_of_the_tokens_does_not_matter(prompt, memory, tokens):
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            prompt(memory, tokens.flip(1)), prompt(memory, tokens), atol=1e-5, rtol=0
+        )
+
+
+def test_with_one_token_attention_tells_every_identity_the_same(memory, tokens):
+    # The paper's figure gives the clip feature as the only key: nothing is left to select.
+    layer = SequenceSpecificPrompt(64, variant="paper").eval().layers[0]
+    with torch.inference_mode():
+        found = layer.cross_attention(memory.expand(3, -1, -1), tokens[:, :1])
+    torch.testing.assert_close(found, found[:, :1].expand_as(found))
+
+
+def test_dropout_is_drawn_for_each_clip_though_attention_is_shared(memory, tokens):
+    torch.manual_seed(0)
+    prompt = SequenceSpecificPrompt(64, dropout=0.5).train()
+    related = prompt.layers[0].relate(prompt.memory_projection(memory[None]), batch_size=2)
+    assert not torch.equal(related[0], related[1])
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_gradients_reach_every_parameter(variant, memory, tokens):
+    prompt = SequenceSpecificPrompt(64, variant=variant, dropout=0.0)
+    prompt(memory, tokens).square().sum().backward()
+    assert [name for name, p in prompt.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SequenceSpecificPrompt(64, num_heads=5), "num_heads must divide dim"),
+        (lambda: SequenceSpecificPrompt(64, depth=0), "depth must be at least 1"),
+        (lambda: SequenceSpecificPrompt(64, variant="x"), "variant must be"),  # type: ignore[arg-type]
+        (lambda: SequenceSpecificPrompt(64)(torch.zeros(5, 64), torch.zeros(9, 64)), "tokens must"),
+        (lambda: SequenceSpecificPrompt(64)(torch.zeros(5, 32), torch.zeros(3, 9, 64)), "memory"),
+        (lambda: SequenceSpecificPrompt(64)(torch.zeros(2, 5, 64), torch.zeros(3, 9, 64)), "B = 3"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

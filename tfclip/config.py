@@ -1,0 +1,265 @@
+"""The configuration that travels with the weights: all that is needed to use them rightly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+from tfclip.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+Activation = Literal["quick_gelu", "gelu"]
+DescriptorPart = Literal["appearance", "projected", "temporal"]
+Interpolation = Literal["bilinear", "bicubic"]
+Neck = Literal["before", "after"]
+TemporalHead = Literal["tmd", "tmc", "average", "convolution", "transformer", "transformer_token"]
+UnknownCamera = Literal["zero", "mean"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "position_resize": get_args(Interpolation),
+    "interpolation": get_args(Interpolation),
+    "unknown_camera": get_args(UnknownCamera),
+    "temporal_head": get_args(TemporalHead),
+    "neck": get_args(Neck),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TFCLIPConfig:
+    """Shape and use of a TF-CLIP model; saved beside its weights as ``config.json``.
+
+    The defaults are those of the released MARS model, without its camera table.
+
+    Args:
+        backbone: An ``open_clip`` model name (``"ViT-B-16"``, ``"RN50"``) or ``"timm:NAME"``.
+        backbone_options: Sizes that differ from that name's: ``width``, ``layers``, ``heads``,
+            ``patch_size``, ``output_dim``, ... for CLIP towers; for timm, arguments of its model.
+        activation: MLP activation of a CLIP tower. It belongs to the weights: OpenAI's were trained
+            with ``quick_gelu`` (x * sigmoid(1.702 x)), most others with ``gelu``. None means
+            ``quick_gelu``, and for timm towers, whose name decides, nothing else is allowed.
+        frame_size: Height and width of a frame in pixels.
+        stride: Step between patches in pixels; None is the patch size, less makes patches overlap.
+        position_resize: How a position table made for another grid is resized. The reference takes
+            ``bilinear`` without antialiasing; ``bicubic`` is with it.
+        mean: Mean of each RGB channel, for values in [0, 1]. The reference uses ImageNet's.
+        std: Standard deviation of each RGB channel, for values in [0, 1].
+        interpolation: How a frame is resized to ``frame_size``.
+        clip_length: Frames in a clip, ``T``.
+        num_cameras: Rows of the camera table; 0 is a model without one.
+        camera_coefficient: Factor on the camera vector.
+        unknown_camera: What ``cameras=None`` adds: nothing (``zero``) or the table's ``mean``.
+        temporal_head: What relates the frames: ``tmd`` (the method), ``tmc`` (memory construction
+            alone), or a baseline of the supplement's Table 5.
+        temporal_depth: Blocks of the temporal head; None is the published number of that head.
+        temporal_heads: Attention heads of the temporal head; None is one for 64 channels.
+        temporal_position: Tell the frames' order to ``tmd`` and ``tmc``, which see a set without.
+        temporal_detach: Keep the temporal losses from reaching the backbone, as the reference does.
+        drop_path: Probability that a diffusion block is skipped for a frame, in training.
+        descriptor: The parts of the embedding, in order.
+        neck: Take the parts ``before`` their batch normalisation, or ``after`` it.
+        provenance: Where the weights come from, for people to read.
+
+    Raises:
+        ConfigError: A value breaks one of these rules; the message names it.
+
+    Example:
+        >>> TFCLIPConfig(frame_size=(384, 192)).clip_length
+        8
+    """
+
+    backbone: str = "ViT-B-16"
+    backbone_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    activation: Activation | None = None
+    frame_size: tuple[int, int] = (256, 128)
+    stride: int | None = None
+    position_resize: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+    clip_length: int = 8
+    num_cameras: int = 0
+    camera_coefficient: float = 1.0
+    unknown_camera: UnknownCamera = "zero"
+    temporal_head: TemporalHead = "tmd"
+    temporal_depth: int | None = None
+    temporal_heads: int | None = None
+    temporal_position: bool = False
+    temporal_detach: bool = True
+    drop_path: float = 0.0
+    descriptor: tuple[DescriptorPart, ...] = ("appearance", "projected", "temporal")
+    neck: Neck = "before"
+    provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("frame_size", "mean", "std", "descriptor"):  # JSON has lists, not tuples
+            self._set(name, _as_tuple(name, getattr(self, name)))
+        self._set("backbone_options", _as_dict("backbone_options", self.backbone_options))
+        self._set("provenance", _as_dict("provenance", self.provenance))
+        self._check_backbone()
+        self._check_numbers()
+        self._check_pixels()
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        self._check_descriptor()
+        if self.temporal_position and self.temporal_head not in ("tmd", "tmc"):
+            raise ConfigError(
+                "temporal_position is an option of the temporal heads 'tmd' and 'tmc', "
+                f"got temporal_head {self.temporal_head!r}"
+            )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    def _check_backbone(self) -> None:
+        if not isinstance(self.backbone, str) or not self.backbone:
+            raise ConfigError(f"backbone must be a name, got {self.backbone!r}")
+        if self.is_timm:
+            if self.activation is not None:
+                raise ConfigError(
+                    f"activation must be None for {self.backbone!r}, whose name decides it, "
+                    f"got {self.activation!r}"
+                )
+            return
+        if self.activation is None:
+            self._set("activation", "quick_gelu")
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"activation must be one of {get_args(Activation)}, got {self.activation!r}"
+            )
+
+    def _check_numbers(self) -> None:
+        for name, least in (("clip_length", 1), ("num_cameras", 0)):
+            _check_integer(name, getattr(self, name), least)
+        for name in ("stride", "temporal_depth", "temporal_heads"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+        if len(self.frame_size) != 2:
+            raise ConfigError(f"frame_size must be (height, width), got {self.frame_size}")
+        for side in self.frame_size:
+            _check_integer("frame_size", side, 1)
+        _check_real("camera_coefficient", self.camera_coefficient)
+        _check_real("drop_path", self.drop_path)
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        for name in ("temporal_position", "temporal_detach"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def _check_pixels(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3:
+                raise ConfigError(f"{name} must have one value for each of R, G, B, got {values}")
+            for value in values:
+                _check_real(name, value)
+        if min(self.std) <= 0:
+            raise ConfigError(f"std must be positive, got {self.std}")
+
+    def _check_descriptor(self) -> None:
+        parts = get_args(DescriptorPart)
+        unknown = [part for part in self.descriptor if part not in parts]
+        if not self.descriptor or unknown or len(set(self.descriptor)) != len(self.descriptor):
+            raise ConfigError(
+                f"descriptor must name some of {parts}, each once, got {self.descriptor}"
+            )
+
+    @property
+    def is_timm(self) -> bool:
+        """Whether timm builds the backbone, and not open_clip."""
+        return self.backbone.startswith("timm:")
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated like any other.
+
+        Raises:
+            ConfigError: A field is unknown or its new value is invalid.
+        """
+        _refuse_unknown(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types, with the schema version."""
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"architecture": "TFCLIP", "schema_version": SCHEMA_VERSION, **fields}
+
+    def to_json(self) -> str:
+        """Return the configuration as the text of a ``config.json``."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            ConfigError: Another architecture, a newer schema, an unknown key or an invalid value.
+        """
+        fields = dict(_as_dict("config", values))
+        architecture = fields.pop("architecture", "TFCLIP")
+        if architecture != "TFCLIP":
+            raise ConfigError(f"architecture must be 'TFCLIP', got {architecture!r}")
+        schema = fields.pop("schema_version", SCHEMA_VERSION)
+        _check_integer("schema_version", schema, 1)
+        if schema > SCHEMA_VERSION:
+            raise ConfigError(
+                f"this config has schema version {schema} and this tfclip reads up to "
+                f"{SCHEMA_VERSION}; upgrade with: pip install --upgrade tfclip"
+            )
+        _refuse_unknown(fields)
+        return cls(**fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConfigError: The text is not JSON, or ``from_dict`` refuses it.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"config is not JSON: {error}") from error
+        return cls.from_dict(values)
+
+
+def _refuse_unknown(values: Mapping[str, Any]) -> None:
+    known = {f.name for f in dataclasses.fields(TFCLIPConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown config keys {unknown}; known are {sorted(known)}")
+
+
+def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{name} must be a list or tuple, got {value!r}")
+    return tuple(value)
+
+
+def _as_dict(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a mapping, got {value!r}")
+    return dict(value)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_real(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+
+
+def _plain(value: object) -> object:
+    """Return tuples as lists, also inside mappings, as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value

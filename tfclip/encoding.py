@@ -1,0 +1,351 @@
+"""Encoding tracklets of any length: frames of many are packed into the tower's batches.
+
+A clip is described by its own frames alone, so which clips share a batch does not matter. A frame
+that a clip would repeat (the reference fills up its last clip by cycling) goes through the tower
+once and counts as often as it would have been repeated: the same result for less.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from tfclip.diffusion import mean_over_frames
+from tfclip.errors import FrameError
+from tfclip.frames import Frames, open_frames, sample_dense, sample_restricted
+from tfclip.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tfclip.model import TFCLIP
+
+Sampling = Literal["dense", "rrs", "all"]
+
+BATCH_FRAMES = 64
+"""Frames that go through the tower at once, unless said otherwise."""
+
+# A clip whose tokens take more than this is read twice rather than kept.
+_MAX_TOKEN_BYTES = 256 * 2**20
+
+
+@dataclass
+class _Clip:
+    """Frames of one clip, each once, and how often each counts."""
+
+    key: Hashable
+    frames: list[Tensor]  # uint8, (3, H, W) each
+    counts: list[int]
+    camera: int
+
+
+@dataclass
+class _Tracklet:
+    """What is known of a tracklet so far."""
+
+    camera: int
+    buffer: list[Tensor] = field(default_factory=list)
+    total: Tensor | None = None
+    num_clips: int = 0
+    num_waiting: int = 0
+    closed: bool = False
+
+
+class StreamEncoder:
+    """Encode tracklets whose frames arrive one by one and interleaved (dense sampling).
+
+    Each tracklet keeps fewer frames than a clip has; full clips of all tracklets wait together
+    until they fill a batch. The results are those of ``TFCLIP.encode_sequence``.
+
+    Args:
+        model: The encoder; used in eval mode, and left in the mode it was in.
+        batch_frames: Frames that go through the tower at once.
+        normalize: Give embeddings length 1.
+
+    Raises:
+        ValueError: ``batch_frames`` is less than 1.
+    """
+
+    def __init__(
+        self, model: TFCLIP, *, batch_frames: int = BATCH_FRAMES, normalize: bool = True
+    ) -> None:
+        if batch_frames < 1:
+            raise ValueError(f"batch_frames must be at least 1, got {batch_frames}")
+        self.model = model
+        self.batch_frames = batch_frames
+        self.normalize = normalize
+        self.preprocess = Preprocess(model.config)
+        self._tracklets: dict[Hashable, _Tracklet] = {}
+        self._waiting: list[_Clip] = []
+        self._finished: list[tuple[Hashable, Tensor]] = []
+
+    def push(self, key: Hashable, frame: np.ndarray, camera: int | None = None) -> None:
+        """Add the next frame of a tracklet.
+
+        Args:
+            key: The tracklet's key; a new one begins a tracklet.
+            frame: RGB, ``(H, W, 3)`` uint8, of any size.
+            camera: Number of the camera, from 0, when the tracklet begins; None is not known.
+
+        Raises:
+            ValueError: The camera is out of range.
+        """
+        tracklet = self._tracklets.get(key)
+        if tracklet is None:
+            tracklet = self._tracklets[key] = _Tracklet(check_camera(self.model, camera))
+        tracklet.buffer.append(self.preprocess.resize(frame))
+        if len(tracklet.buffer) == self.model.config.clip_length:
+            self._add_buffer(key, tracklet)
+
+    def close(self, key: Hashable) -> None:
+        """Say that a tracklet has no more frames.
+
+        Raises:
+            FrameError: It had none.
+        """
+        tracklet = self._tracklets.get(key)
+        if tracklet is None:
+            raise FrameError(f"tracklet {key!r} must have at least one frame, got none")
+        if tracklet.buffer:
+            self._add_buffer(key, tracklet)
+        tracklet.closed = True
+        self._finish_if_complete(key)
+
+    def finished(self) -> list[tuple[Hashable, Tensor]]:
+        """Return the tracklets completed since the last call, as (key, embedding ``(F,)``)."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def flush(self) -> None:
+        """Run the clips that wait for a batch to fill."""
+        while self._waiting:
+            self._run_batch()
+
+    def _add_buffer(self, key: Hashable, tracklet: _Tracklet) -> None:
+        """Make a clip of the waiting frames; fewer than a clip has are cycled."""
+        (indices,) = sample_dense(len(tracklet.buffer), self.model.config.clip_length)
+        self.add_clip(key, tracklet.buffer, indices, tracklet.camera)
+        tracklet.buffer = []
+
+    def add_clip(
+        self, key: Hashable, frames: Sequence[Tensor], indices: Sequence[int], camera: int = -1
+    ) -> None:
+        """Add one clip of a tracklet.
+
+        Args:
+            key: The tracklet's key.
+            frames: Resized frames, uint8, ``(3, H, W)`` each.
+            indices: Which of them make the clip, in order; some may repeat.
+            camera: Number of the camera, or -1.
+        """
+        if self.model.temporal.order_free:
+            counts = Counter(indices)
+        else:  # a repeated frame has a place of its own
+            frames = [frames[i] for i in indices]
+            counts = dict.fromkeys(range(len(frames)), 1)
+        clip = _Clip(key, [frames[i] for i in counts], list(counts.values()), camera)
+        tracklet = self._tracklets.setdefault(key, _Tracklet(camera))
+        tracklet.num_waiting += 1
+        self._waiting.append(clip)
+        if sum(len(waiting.frames) for waiting in self._waiting) >= self.batch_frames:
+            self._run_batch()
+
+    def _run_batch(self) -> None:
+        """Embed the oldest clips that fit into one batch, at least one."""
+        size, longest, number = 0, 0, 0
+        for clip in self._waiting:
+            longest = max(longest, len(clip.frames))
+            size = longest * (number + 1)  # what the temporal head sees, padding included
+            if number and size > self.batch_frames:
+                break
+            number += 1
+        batch, self._waiting = self._waiting[:number], self._waiting[number:]
+        for clip, embedding in zip(batch, self._embed(batch), strict=True):
+            tracklet = self._tracklets[clip.key]
+            tracklet.total = embedding if tracklet.total is None else tracklet.total + embedding
+            tracklet.num_clips += 1
+            tracklet.num_waiting -= 1
+            self._finish_if_complete(clip.key)
+
+    def _finish_if_complete(self, key: Hashable) -> None:
+        tracklet = self._tracklets[key]
+        if not tracklet.closed or tracklet.num_waiting or tracklet.total is None:
+            return
+        embedding = tracklet.total / tracklet.num_clips
+        if self.normalize:
+            embedding = F.normalize(embedding, dim=0)
+        self._finished.append((key, embedding))
+        del self._tracklets[key]
+
+    def _embed(self, clips: list[_Clip]) -> Tensor:
+        """Return the embeddings of a batch of clips, (B, F), float32 on the CPU."""
+        with torch.inference_mode(), _eval_mode(self.model):
+            if len(clips) == 1 and self._is_long(clips[0]):
+                return self._embed_long(clips[0])
+            lengths = [len(clip.frames) for clip in clips]
+            frames = [frame for clip in clips for frame in clip.frames]
+            cameras = [clip.camera for clip in clips for _ in clip.frames]
+            tokens = torch.cat(list(self._tokens(frames, cameras)))
+            mask = None
+            if any(count != 1 for clip in clips for count in clip.counts) or len(set(lengths)) > 1:
+                counts = [torch.tensor(clip.counts, dtype=torch.float32) for clip in clips]
+                mask = pad_sequence(counts, batch_first=True).to(tokens.device)
+            padded = pad_sequence(list(tokens.split(lengths)), batch_first=True)
+            return self.model.embed(padded, mask).float().cpu()
+
+    def _tokens(self, frames: list[Tensor], cameras: list[int]) -> Iterator[Tensor]:
+        """Yield the tokens of frames in pieces that the tower takes at once."""
+        for start in range(0, len(frames), self.batch_frames):
+            stop = start + self.batch_frames
+            pixels = torch.stack(frames[start:stop]).to(self.model.device)
+            codes = self.model.camera_codes(
+                torch.tensor(cameras[start:stop]), len(cameras[start:stop])
+            )
+            yield self.model.backbone(
+                self.preprocess.normalize(pixels, dtype=self.model.dtype), codes
+            )
+
+    def _is_long(self, clip: _Clip) -> bool:
+        backbone = self.model.backbone
+        num_tokens = 1 + backbone.num_registers + backbone.grid[0] * backbone.grid[1]
+        return len(clip.frames) * num_tokens * backbone.width * 4 > _MAX_TOKEN_BYTES
+
+    def _embed_long(self, clip: _Clip) -> Tensor:
+        """Embed one clip whose tokens are not kept: the tower runs again for each reading."""
+        model, head = self.model, self.model.temporal
+        cameras = [clip.camera] * len(clip.frames)
+        weights = torch.tensor(clip.counts, dtype=torch.float32, device=model.device)
+        class_tokens: list[Tensor] = []
+        projected: list[Tensor] = []
+
+        def read_tokens() -> Iterator[Tensor]:
+            first = not class_tokens
+            for tokens in self._tokens(clip.frames, cameras):
+                if first:
+                    class_tokens.append(tokens[:, 0].clone())  # a view would keep all tokens
+                    projected.append(model.backbone.project_class(tokens))
+                yield model.backbone.without_registers(tokens)
+
+        frame_temporal = None
+        if head.reads_tokens and "temporal" in model.config.descriptor:
+            frame_temporal = head.stream(read_tokens, weights)
+        else:
+            collections.deque(read_tokens(), maxlen=0)  # only for the class tokens
+        frames = {"appearance": torch.cat(class_tokens), "projected": torch.cat(projected)}
+        if frame_temporal is None and "temporal" in model.config.descriptor:
+            unread = frames["appearance"][None, :, None]
+            frame_temporal = head(unread, frames["projected"][None], weights[None])[0]
+        if frame_temporal is not None:
+            frames["temporal"] = frame_temporal
+        parts = {
+            part: mean_over_frames(frames[part][None], weights[None])
+            for part in model.config.descriptor
+        }
+        return model.assemble(parts).float().cpu()
+
+
+def encode_sequences(
+    model: TFCLIP,
+    tracklets: Iterable[Any],
+    cameras: Sequence[int | None] | Tensor | None = None,
+    *,
+    boxes: Sequence[Any] | None = None,
+    channels: Literal["rgb", "bgr"] = "rgb",
+    sampling: Sampling = "dense",
+    normalize: bool = True,
+    batch_frames: int = BATCH_FRAMES,
+    progress: bool = False,
+) -> Tensor:
+    """Encode many tracklets; see ``TFCLIP.encode_sequences``."""
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {get_args(Sampling)}, got {sampling!r}")
+    sources = list(tracklets)
+    if cameras is None:
+        cameras = [None] * len(sources)
+    elif isinstance(cameras, Tensor):
+        cameras = [int(camera) for camera in cameras]
+    if boxes is None:
+        boxes = [None] * len(sources)
+    for name, values in (("cameras", cameras), ("boxes", boxes)):
+        if len(values) != len(sources):
+            raise ValueError(
+                f"{name} must have one entry per tracklet, got {len(values)} for {len(sources)}"
+            )
+    numbers = [check_camera(model, camera) for camera in cameras]
+    opened = [
+        open_frames(source, boxes=box, channels=channels)
+        for source, box in zip(sources, boxes, strict=True)
+    ]
+    encoder = StreamEncoder(model, batch_frames=batch_frames, normalize=normalize)
+    embeddings = torch.empty(len(opened), model.embedding_dim)
+    for i, frames in enumerate(tqdm(opened, unit="tracklet", disable=not progress)):
+        _push_all(encoder, i, frames, numbers[i], sampling)
+        encoder.close(i)
+        for key, embedding in encoder.finished():
+            embeddings[key] = embedding  # type: ignore[index]
+    encoder.flush()
+    for key, embedding in encoder.finished():
+        embeddings[key] = embedding  # type: ignore[index]
+    return embeddings
+
+
+def _push_all(
+    encoder: StreamEncoder, key: Hashable, frames: Frames, camera: int, sampling: Sampling
+) -> None:
+    """Give all clips of a tracklet to an encoder."""
+    if sampling == "dense":
+        for frame in frames:
+            encoder.push(key, frame, camera)
+        return
+    if sampling == "rrs":
+        indices = sample_restricted(len(frames), encoder.model.config.clip_length)
+        chosen = sorted(set(indices))
+        resized = [encoder.preprocess.resize(frame) for frame in frames.select(chosen)]
+        encoder.add_clip(key, resized, [chosen.index(i) for i in indices], camera)
+        return
+    resized = [encoder.preprocess.resize(frame) for frame in frames]
+    encoder.add_clip(key, resized, range(len(resized)), camera)
+
+
+def check_camera(model: TFCLIP, camera: int | None) -> int:
+    """Return a camera number that the model knows, or -1 for one that is not known.
+
+    Args:
+        model: The model.
+        camera: Number of the camera, from 0; None or -1 is not known.
+
+    Raises:
+        ValueError: The camera is out of range, or the model has no camera table.
+    """
+    if camera is None or camera == -1:
+        return -1
+    if not model.config.num_cameras:
+        raise ValueError(
+            f"camera must be None for a model without a camera table (num_cameras 0), got {camera}"
+        )
+    if not 0 <= int(camera) < model.config.num_cameras:
+        raise ValueError(
+            f"camera must be 0 to {model.config.num_cameras - 1}, or None, got {camera}"
+        )
+    return int(camera)
+
+
+@contextlib.contextmanager
+def _eval_mode(model: TFCLIP) -> Iterator[None]:
+    """Put a model into eval mode for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

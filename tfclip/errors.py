@@ -1,0 +1,33 @@
+"""The exceptions that tfclip raises on purpose; each message is one sentence for the caller."""
+
+
+class TFCLIPError(Exception):
+    """Base of every exception below: ``except TFCLIPError`` catches what tfclip can foresee.
+
+    Arguments of a wrong kind or value, when no file is involved, raise the built-in ``TypeError``
+    or ``ValueError``; ``ConfigError`` and ``FrameError`` are ``ValueError`` too.
+    """
+
+
+class ConfigError(TFCLIPError, ValueError):
+    """A configuration that is invalid, unknown or from a newer version of tfclip."""
+
+
+class FrameError(TFCLIPError, ValueError):
+    """Frames that cannot be used: none at all, unreadable, of a wrong shape, range or box."""
+
+
+class WeightsError(TFCLIPError, RuntimeError):
+    """Weights that cannot be loaded: missing, damaged, unsafe or of another architecture."""
+
+
+class TableError(TFCLIPError, ValueError):
+    """A table of tracklets, boxes or embeddings that cannot be read or does not fit together."""
+
+
+class SaveError(TFCLIPError, OSError):
+    """A file that could not be written; whatever stood there before is untouched."""
+
+
+class MissingExtraError(TFCLIPError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
