@@ -43,6 +43,8 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except SaveError:
+        raise  # of a file written inside the block; it is named already
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

@@ -406,7 +406,7 @@ class TFCLIP(nn.Module):
         """Upload what ``save_pretrained`` writes; see ``tfclip.hub.push`` for the options.
 
         Returns:
-            Address of the commit.
+            Hash of the commit, to be pinned as ``revision``.
         """
         return hub.push(self, repo_id, **options)
 
