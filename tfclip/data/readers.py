@@ -1,0 +1,451 @@
+"""Reading tracklets from folders of crops, a CSV table, or a video with boxes in MOT format.
+
+A reader lists files and reads tables; it opens no image and writes nothing. Whatever the order in
+which the disk lists its files, tracklets and frames come in natural order (``2`` before ``10``).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from tfclip.data.tracklets import Box, Thumbnail, Tracklet
+from tfclip.errors import TableError
+from tfclip.images import IMAGE_SUFFIXES, natural_key
+
+_logger = logging.getLogger(__name__)
+
+_MARS_NAME = re.compile(r"(?P<person>\d{4}|00-1)C(?P<camera>\d)T(?P<tracklet>\d{4})F(?P<frame>\d+)")
+_PLACEHOLDER = re.compile(r"\{(\w*)\}|(\*)")
+_PLACEHOLDERS = ("person", "camera", "tracklet")
+_BOX_COLUMNS = ("left", "top", "width", "height")
+_COLUMNS = ("tracklet", "path", "frame", "person", "camera", *_BOX_COLUMNS)
+
+
+def read_folder(
+    root: str | Path, layout: str = "auto", *, cameras: Sequence[str] | None = None
+) -> list[Tracklet]:
+    """List the tracklets below a folder of images.
+
+    Args:
+        root: The folder. A tracklet is named by its path below it.
+        layout: How the folders are to be read.
+
+            - ``"auto"``: ``"mars"`` if every image is named like one of MARS; otherwise every
+              folder that holds images is a tracklet, of an unknown person and camera.
+            - ``"mars"``: images are named like ``0015C1T0002F003.jpg`` - person, camera, tracklet,
+              frame - and grouped by that name, in whatever folders they lie. The names count
+              cameras from 1; ``Tracklet.camera`` counts from 0, so ``C1`` becomes 0.
+            - A pattern of folder names, such as ``"{person}/{camera}/{tracklet}"`` or
+              ``"{person}_{camera}/{tracklet}"`` or ``"*/{person}"``: every folder that holds images
+              is a tracklet, and must fit. ``*`` is any text.
+        cameras: The texts that ``{camera}`` can be, in the order of their numbers from 0. Without
+            it the number at the end of the text is taken as it stands: ``"cam2"`` becomes 2.
+
+    Returns:
+        The tracklets in natural order of their names. Where all the image names of a tracklet end
+        in a number, ``first_frame`` and ``last_frame`` tell the first and the last.
+
+    Raises:
+        TableError: No such folder, no image in it, or a name that does not fit the layout.
+        ValueError: ``layout`` is not a layout.
+
+    Example:
+        >>> tracklets = read_folder("crops", "{person}/{camera}")  # doctest: +SKIP
+    """
+    pattern = None if layout in ("auto", "mars") else compile_layout(layout)
+    folders = _list_images(Path(root))
+    if pattern is not None:
+        return [
+            _folder_tracklet(name, paths, pattern.fullmatch(name), layout, cameras)
+            for name, paths in folders.items()
+        ]
+    if layout == "mars" or all(_MARS_NAME.fullmatch(p.stem) for ps in folders.values() for p in ps):
+        return _group_mars(path for paths in folders.values() for path in paths)
+    own_name = Path(root).resolve().name  # of a root that holds images itself
+    return [_image_tracklet(name or own_name, paths) for name, paths in folders.items()]
+
+
+def read_csv(path: str | Path) -> list[Tracklet]:
+    """Read a table with one row for each frame.
+
+    The first line names the columns: ``tracklet`` and ``path``, and if known ``frame`` (a whole
+    number), ``person``, ``camera`` (a whole number from 0), and ``left``, ``top``, ``width``,
+    ``height`` in pixels (the box to cut out of the image). A cell may be empty where its value is
+    unknown.
+
+    Args:
+        path: The table, UTF-8, separated by commas. Paths in it are relative to its folder.
+
+    Returns:
+        The tracklets in natural order of their names. Their frames are ordered by ``frame`` where
+        that is given, and otherwise as in the table.
+
+    Raises:
+        TableError: The table cannot be read or contradicts itself; the message names the line.
+    """
+    path = Path(path)
+    groups: dict[str, list[_CsvRow]] = {}
+    for row in _csv_rows(path):
+        groups.setdefault(row.tracklet, []).append(row)
+    if not groups:
+        raise TableError(f"{path} has no row below its column names")
+    return [_csv_tracklet(path, name, groups[name]) for name in sorted(groups, key=natural_key)]
+
+
+def read_mot(frames: str | Path, boxes: str | Path) -> list[Tracklet]:
+    """Read the tracks of a video from a file in the format of the MOT challenges.
+
+    Each line is ``frame, id, left, top, width, height`` and, if there is more, a flag or
+    confidence; further columns are not read. Frames count from 1. Lines whose flag is 0 are left
+    out: the ground truth marks with it what is not to be counted.
+
+    An id says which boxes belong together in this video and nothing beyond it, so it becomes part
+    of the name (``"street/7"``) and ``person`` stays None.
+
+    Args:
+        frames: The video, or a folder of its frames.
+        boxes: The file: ground truth, or the output of a tracker.
+
+    Returns:
+        The tracklets in the order of their ids.
+
+    Raises:
+        TableError: A file is missing, or a line is not as above; the message names the line.
+    """
+    source, path = Path(frames), Path(boxes)
+    if not source.exists():
+        raise TableError(f"cannot read {source}: there is no such video or folder")
+    tracks: dict[int, dict[int, Box]] = {}
+    for number, line in enumerate(_read_lines(path), start=1):
+        if not line.strip():
+            continue
+        parts = _mot_line(line, f"{path}, line {number}")
+        if parts is None:
+            continue
+        frame, track, box = parts
+        if frame in tracks.setdefault(track, {}):
+            raise TableError(f"{path}, line {number}: id {track} has two boxes in frame {frame}")
+        tracks[track][frame] = box
+    if not tracks:
+        raise TableError(f"{path} has no box")
+    recording = source.parent.resolve().name if source.name == "img1" else source.stem
+    return [
+        _mot_tracklet(f"{recording}/{track}", str(source), tracks[track])
+        for track in sorted(tracks)
+    ]
+
+
+def compile_layout(layout: str) -> re.Pattern[str]:
+    """Return the expression that the path of a tracklet's folder must match.
+
+    Raises:
+        ValueError: An unknown placeholder, or one that occurs twice.
+
+    Example:
+        >>> compile_layout("{person}/{camera}").fullmatch("7/door")["camera"]
+        'door'
+    """
+    names = [name for name, star in _PLACEHOLDER.findall(layout) if not star]
+    unknown = [name for name in names if name not in _PLACEHOLDERS]
+    literal = _PLACEHOLDER.sub("", layout)
+    if unknown or not layout or len(set(names)) != len(names) or set("{}") & set(literal):
+        raise ValueError(
+            "layout must be 'auto', 'mars' or a pattern of folder names with "
+            f"{{person}}, {{camera}}, {{tracklet}} at most once each, got {layout!r}"
+        )
+    expression, end = "", 0
+    for found in _PLACEHOLDER.finditer(layout):
+        expression += re.escape(layout[end : found.start()])
+        expression += "[^/]*" if found[2] else f"(?P<{found[1]}>[^/]+?)"
+        end = found.end()
+    return re.compile(expression + re.escape(layout[end:]).rstrip("/"))
+
+
+def _list_images(root: Path) -> dict[str, list[Path]]:
+    """Return every folder that holds images, by its path below ``root``, in natural order."""
+    if not root.is_dir():
+        raise TableError(f"cannot read {root}: there is no such folder")
+    found, empty, seen = {}, [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_folder):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link back up would never end
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        images = [
+            name
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+        name = Path(folder).relative_to(root).as_posix()
+        if images:
+            key = "" if name == "." else name
+            found[key] = [Path(folder, image) for image in sorted(images, key=natural_key)]
+        elif not subfolders:
+            empty.append(name)
+    if not found:
+        raise TableError(f"{root} has no image in it or below it")
+    if empty:
+        first = min(empty, key=natural_key)
+        _logger.warning("folders of %s without an image: %d, such as %s", root, len(empty), first)
+    return {name: found[name] for name in sorted(found, key=natural_key)}
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise TableError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _image_tracklet(
+    name: str,
+    paths: Sequence[Path],
+    numbers: tuple[int, ...] | None = None,
+    person: str | None = None,
+    camera: int | None = None,
+) -> Tracklet:
+    numbers = numbers or _trailing_numbers(paths)
+    return Tracklet(
+        name=name,
+        frames=tuple(str(path) for path in paths),
+        person=person,
+        camera=camera,
+        first_frame=numbers[0] if numbers else None,
+        last_frame=numbers[-1] if numbers else None,
+        thumbnail=Thumbnail(path=str(paths[len(paths) // 2])),
+    )
+
+
+def _trailing_numbers(paths: Sequence[Path]) -> tuple[int, ...] | None:
+    """Return the numbers that end the file names, or None if they do not count the frames."""
+    found = [re.search(r"\d+$", path.stem) for path in paths]
+    numbers = tuple(int(match[0]) for match in found if match)
+    rising = all(early < late for early, late in pairwise(numbers))
+    return numbers if len(numbers) == len(paths) and rising else None
+
+
+def _folder_tracklet(
+    name: str,
+    paths: Sequence[Path],
+    fit: re.Match[str] | None,
+    layout: str,
+    cameras: Sequence[str] | None,
+) -> Tracklet:
+    if fit is None:
+        raise TableError(f"folder {paths[0].parent} does not fit the layout {layout!r}")
+    parts = fit.groupdict()
+    camera = parts.get("camera")
+    return _image_tracklet(
+        name,
+        paths,
+        person=parts.get("person"),
+        camera=None if camera is None else _camera_number(camera, cameras, paths[0].parent),
+    )
+
+
+def _camera_number(text: str, cameras: Sequence[str] | None, folder: Path) -> int:
+    if cameras is not None:
+        if text not in cameras:
+            raise TableError(f"folder {folder}: camera {text!r} is not among {list(cameras)}")
+        return list(cameras).index(text)
+    number = re.search(r"\d+$", text)
+    if number is None:
+        raise TableError(
+            f"folder {folder}: camera {text!r} does not end in a number; "
+            "name the cameras in their order"
+        )
+    return int(number[0])
+
+
+def _group_mars(paths: Iterator[Path]) -> list[Tracklet]:
+    groups: dict[str, dict[int, Path]] = {}
+    for path in paths:
+        fit = _MARS_NAME.fullmatch(path.stem)
+        if fit is None:
+            raise TableError(f"{path} is not named like an image of MARS, 0015C1T0002F003.jpg")
+        name = path.stem[: fit.start("frame") - 1]
+        frames = groups.setdefault(name, {})
+        if int(fit["frame"]) in frames:
+            raise TableError(f"{path} and {frames[int(fit['frame'])]} are the same frame of {name}")
+        frames[int(fit["frame"])] = path
+    return [_mars_tracklet(name, groups[name]) for name in sorted(groups, key=natural_key)]
+
+
+def _mars_tracklet(name: str, frames: Mapping[int, Path]) -> Tracklet:
+    person, camera = name.split("C")[0], int(name.split("C")[1].split("T")[0])
+    if camera < 1:
+        first = next(iter(frames.values()))
+        raise TableError(f"{first} is of camera 0, and the cameras of MARS count from 1")
+    numbers = tuple(sorted(frames))
+    paths = [frames[number] for number in numbers]
+    return _image_tracklet(name, paths, numbers, person, camera - 1)
+
+
+class _CsvRow(NamedTuple):
+    """One line of a table, checked."""
+
+    line: int
+    tracklet: str
+    path: str
+    frame: int | None
+    person: str | None
+    camera: int | None
+    box: Box | None
+
+
+def _csv_rows(path: Path) -> Iterator[_CsvRow]:
+    reader = csv.DictReader(_read_lines(path), strict=True)
+    try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        _check_columns(path, columns)
+        reader.fieldnames = columns
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in cells or None in cells.values():
+                raise TableError(f"{where}: there must be {len(columns)} cells")
+            texts = {column: (cells[column] or "").strip() for column in columns}
+            yield _csv_row(texts, path.parent, reader.line_num, where)
+    except csv.Error as error:
+        line = reader.reader.line_num  # the DictReader's own still tells the last whole row
+        raise TableError(f"{path}, line {line}: {error}") from error
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    missing = [column for column in ("tracklet", "path") if column not in columns]
+    if missing:
+        raise TableError(f"{path}, line 1: there is no column {missing[0]!r}, got {columns}")
+    unknown = [column for column in columns if column not in _COLUMNS]
+    if unknown or len(set(columns)) != len(columns):
+        what = f"unknown column {unknown[0]!r}" if unknown else "a column occurs twice"
+        raise TableError(f"{path}, line 1: {what}; known are {', '.join(_COLUMNS)}")
+    box = [column for column in _BOX_COLUMNS if column in columns]
+    if box and len(box) < 4:
+        raise TableError(f"{path}, line 1: a box needs left, top, width and height, got {box}")
+
+
+def _csv_row(texts: Mapping[str, str], folder: Path, line: int, where: str) -> _CsvRow:
+    for column in ("tracklet", "path"):
+        if not texts[column]:
+            raise TableError(f"{where}: {column} is empty")
+    image = folder / texts["path"]
+    if not image.is_file():
+        raise TableError(f"{where}: there is no file {image}")
+    box = tuple(texts.get(column, "") for column in _BOX_COLUMNS)
+    return _CsvRow(
+        line=line,
+        tracklet=texts["tracklet"],
+        path=str(image),
+        frame=_whole(texts["frame"], "frame", where, least=0) if texts.get("frame") else None,
+        person=texts.get("person") or None,
+        camera=_whole(texts["camera"], "camera", where, least=0) if texts.get("camera") else None,
+        box=_box(box, where) if any(box) else None,
+    )
+
+
+def _csv_tracklet(path: Path, name: str, rows: list[_CsvRow]) -> Tracklet:
+    first = rows[0]
+    for row in rows:
+        where = f"{path}, line {row.line}"
+        for field in ("person", "camera"):
+            if getattr(row, field) != getattr(first, field):
+                raise TableError(
+                    f"{where}: tracklet {name!r} has {field} {getattr(row, field)!r} here "
+                    f"and {getattr(first, field)!r} on line {first.line}"
+                )
+        for field in ("box", "frame"):
+            if (getattr(row, field) is None) != (getattr(first, field) is None):
+                raise TableError(
+                    f"{where}: tracklet {name!r} must have a {field} on every line or on none"
+                )
+    if first.frame is not None:
+        rows = sorted(rows, key=lambda row: row.frame or 0)
+        for early, late in pairwise(rows):
+            if early.frame == late.frame:
+                raise TableError(
+                    f"{path}, line {late.line}: tracklet {name!r} has frame {late.frame} twice"
+                )
+    middle = rows[len(rows) // 2]
+    return Tracklet(
+        name=name,
+        frames=tuple(row.path for row in rows),
+        boxes=None if first.box is None else tuple(row.box for row in rows),
+        person=first.person,
+        camera=first.camera,
+        first_frame=rows[0].frame,
+        last_frame=rows[-1].frame,
+        thumbnail=Thumbnail(path=middle.path, box=middle.box),
+    )
+
+
+def _mot_line(line: str, where: str) -> tuple[int, int, Box] | None:
+    """Return frame, id and box of a line, or None if its flag says that it does not count."""
+    cells = [cell.strip() for cell in line.rstrip().rstrip(",").split(",")]
+    cells = line.split() if len(cells) == 1 else cells
+    if len(cells) < 6:
+        raise TableError(
+            f"{where}: there must be frame, id, left, top, width, height, got {len(cells)} cells"
+        )
+    frame, track = _whole(cells[0], "frame", where, least=1), _whole(cells[1], "id", where)
+    if track < 0:
+        raise TableError(f"{where}: id is {track}, so these are detections and not yet tracks")
+    flag = _real(cells[6], "confidence", where) if len(cells) > 6 and cells[6] else 1.0
+    return (frame, track, _box(cells[2:6], where)) if flag != 0 else None
+
+
+def _mot_tracklet(name: str, source: str, boxes: Mapping[int, Box]) -> Tracklet:
+    frames = sorted(boxes)
+    middle = frames[len(frames) // 2]
+    return Tracklet(
+        name=name,
+        frames=source,
+        boxes=tuple(boxes[frame] for frame in frames),
+        frame_indices=tuple(frame - 1 for frame in frames),
+        first_frame=frames[0],
+        last_frame=frames[-1],
+        thumbnail=Thumbnail(path=source, frame=middle - 1, box=boxes[middle]),
+    )
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise TableError(f"cannot read {path}: it is not a text in UTF-8") from error
+    except OSError as error:
+        raise TableError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _box(cells: Sequence[str], where: str) -> Box:
+    left, top, width, height = (
+        _real(cell, name, where) for cell, name in zip(cells, _BOX_COLUMNS, strict=True)
+    )
+    if width <= 0 or height <= 0:
+        raise TableError(f"{where}: the box must have an area, got {width:g} x {height:g} pixels")
+    return left, top, width, height
+
+
+def _whole(text: str, name: str, where: str, least: int | None = None) -> int:
+    value = _real(text, name, where)
+    if value != int(value):
+        raise TableError(f"{where}: {name} must be a whole number, got {text!r}")
+    if least is not None and value < least:
+        raise TableError(f"{where}: {name} must be at least {least}, got {text}")
+    return int(value)
+
+
+def _real(text: str, name: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise TableError(f"{where}: {name} must be a number, got {text!r}")
+    return value

@@ -1,0 +1,413 @@
+"""Encoding many tracklets into one file, so that an interruption costs little.
+
+The tracklets are encoded in groups that depend on nothing but the job. The embeddings of each
+finished group are kept in a folder beside the file, under a name that stands for the whole job -
+model, settings and every source file - so that a rerun takes up what is there, never what belongs
+to another job, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from tfclip import __version__
+from tfclip.boxes import crop_frame
+from tfclip.data.embeddings import EmbeddingTable, check_suffix, model_fingerprint
+from tfclip.data.tracklets import Tracklet
+from tfclip.encoding import BATCH_FRAMES, Sampling, StreamEncoder
+from tfclip.errors import SaveError, TableError
+from tfclip.frames import Frames, open_frames
+
+if TYPE_CHECKING:
+    from tfclip.model import TFCLIP
+
+_GROUP_FRAMES = 512  # frames after which finished work is put on disk
+
+Group: TypeAlias = tuple[int, ...]  # rows of the tracklets that are encoded together
+
+_logger = logging.getLogger(__name__)
+
+
+def encode_to_file(
+    model: TFCLIP,
+    tracklets: Sequence[Tracklet],
+    out: str | Path,
+    *,
+    model_name: str = "",
+    revision: str | None = None,
+    fingerprint: str | None = None,
+    sampling: Sampling = "dense",
+    use_cameras: bool = False,
+    batch_frames: int = BATCH_FRAMES,
+    progress: bool = False,
+) -> EmbeddingTable:
+    """Encode tracklets into a file, taking up what an interrupted run of the same job finished.
+
+    Tracklets of one video are encoded in one pass over it (with dense sampling). Boxes that lie
+    wholly outside the picture of a video are left out, which is logged.
+
+    Args:
+        model: The encoder, in the type and on the device it is to run.
+        tracklets: What to encode: frames in files, unique names.
+        out: The file, ``.safetensors`` or ``.parquet`` (extra ``table``). Finished groups wait in
+            the folder ``OUT.parts`` until all are there.
+        model_name: What the file calls the model.
+        revision: The model's revision, where it has one.
+        fingerprint: ``model_fingerprint`` of the model as it was loaded; None computes it.
+        sampling: As in ``TFCLIP.encode_sequence``.
+        use_cameras: Tell the model each tracklet's camera. That is right only where they are the
+            cameras that it was trained with, in the same order.
+        batch_frames: Frames that go through the tower at once.
+        progress: Show a progress bar where the output is a terminal.
+
+    Returns:
+        The table that was written, in the order of ``tracklets``.
+
+    Raises:
+        TableError: The tracklets cannot be one table, or their cameras do not fit the model.
+        FrameError: The frames of a tracklet cannot be used; what was finished is kept.
+        SaveError: The file or its parts cannot be written.
+        TypeError: Frames are not in files.
+    """
+    out = Path(out)
+    check_output(out)
+    tracklets = _without_outside_boxes(tracklets)
+    twice = [name for name, count in Counter(t.name for t in tracklets).items() if count > 1]
+    if twice:
+        raise TableError(f"names of tracklets must be unique, got {twice[0]!r} twice")
+    if use_cameras:
+        _check_cameras(model, tracklets)
+    described: dict[str, Any] = {
+        "model": model_name,
+        "revision": revision,
+        "fingerprint": fingerprint or model_fingerprint(model),
+        "settings": {
+            "sampling": sampling,
+            "cameras": use_cameras,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "tfclip": __version__,
+        },
+    }
+    parts = _Parts(out, _job_key(tracklets, described, batch_frames, model.device.type))
+    groups = _make_groups(tracklets, sampling)
+    finished = parts.load_all(groups, tracklets)
+    if finished:
+        count = sum(map(len, finished))
+        _logger.info("going on: %d of %d tracklets are finished", count, len(tracklets))
+    pending = [group for group in groups if group not in finished]
+    with tqdm(
+        total=sum(map(_num_frames, tracklets)),
+        initial=sum(_num_frames(tracklets[row]) for group in finished for row in group),
+        unit="frame",
+        disable=None if progress else True,  # None: shown where the output is a terminal
+    ) as bar:
+        encoder = _GroupEncoder(model, sampling, use_cameras, batch_frames, bar.update)
+        for group, embeddings, num_frames in encoder.encode(pending, tracklets):
+            members = [tracklets[row] for row in group]
+            table = EmbeddingTable.from_tracklets(members, embeddings, num_frames, **described)
+            parts.save(group, table)
+            finished[group] = table
+    table = _in_order(finished)
+    table.save(out)
+    parts.remove()
+    return table
+
+
+def check_output(path: Path) -> None:
+    """Refuse, before any work, a file of embeddings that could not be written after it.
+
+    Raises:
+        TableError: Its suffix is of no format that a table can have.
+        SaveError: It is a folder, or lies where nothing may be written.
+        MissingExtraError: Its format needs a package that is not there.
+    """
+    check_suffix(path)
+    if path.is_dir():
+        raise SaveError(f"cannot write {path}: it is a folder")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise SaveError(f"cannot write {path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SaveError(f"cannot write {path}: no permission to write in {folder}")
+
+
+def _in_order(finished: Mapping[Group, EmbeddingTable]) -> EmbeddingTable:
+    rows = [row for group in finished for row in group]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    return EmbeddingTable.concatenate(list(finished.values())).select(order)
+
+
+def _make_groups(tracklets: Sequence[Tracklet], sampling: Sampling) -> list[Group]:
+    """Cut the tracklets into groups of some frames; those of one video are kept apart from others.
+
+    Within a video they go by their first frame, so that a group ends soon after it began.
+    """
+    by_recording: dict[str | None, list[int]] = {}
+    for row, tracklet in enumerate(tracklets):
+        by_recording.setdefault(_recording(tracklet, sampling), []).append(row)
+    groups: list[Group] = []
+    for recording, rows in by_recording.items():
+        if recording is not None:
+            rows = sorted(rows, key=lambda row: (tracklets[row].frame_indices or (), row))
+        group, size = [], 0
+        for row in rows:
+            group.append(row)
+            size += _num_frames(tracklets[row])
+            if size >= _GROUP_FRAMES:
+                groups.append(tuple(group))
+                group, size = [], 0
+        if group:
+            groups.append(tuple(group))
+    return groups
+
+
+def _recording(tracklet: Tracklet, sampling: Sampling) -> str | None:
+    """Return the video that a tracklet shares with others, if they can go through it together."""
+    shared = tracklet.frame_indices is not None and sampling == "dense"
+    return str(tracklet.frames) if shared else None
+
+
+def _num_frames(tracklet: Tracklet) -> int:
+    if tracklet.frame_indices is not None:
+        return len(tracklet.frame_indices)
+    frames = tracklet.frames
+    return len(frames) if isinstance(frames, (list, tuple)) else _GROUP_FRAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupEncoder:
+    """Encode groups, each in batches of its own: its bits do not depend on what else is to do."""
+
+    model: TFCLIP
+    sampling: Sampling
+    use_cameras: bool
+    batch_frames: int
+    count: Callable[[int], Any]  # called with the number of frames that were read
+
+    def encode(
+        self, groups: Sequence[Group], tracklets: Sequence[Tracklet]
+    ) -> Iterator[tuple[Group, torch.Tensor, list[int | None]]]:
+        """Yield each group as it is finished: its embeddings and numbers of frames, by row."""
+        recordings: dict[str, list[Group]] = {}
+        for group in groups:
+            recording = _recording(tracklets[group[0]], self.sampling)
+            if recording is None:
+                yield group, *self._encode_files([tracklets[row] for row in group])
+            else:
+                recordings.setdefault(recording, []).append(group)
+        for recording, shared in recordings.items():
+            yield from self._encode_recording(recording, shared, tracklets)
+
+    def _camera(self, tracklet: Tracklet) -> int | None:
+        return tracklet.camera if self.use_cameras else None
+
+    def _encode_files(self, tracklets: list[Tracklet]) -> tuple[torch.Tensor, list[int | None]]:
+        frames = [tracklet.open() for tracklet in tracklets]
+        embeddings = self.model.encode_sequences(
+            [Frames(_CountedFrames(one, self.count), one.name) for one in frames],
+            [self._camera(tracklet) for tracklet in tracklets],
+            sampling=self.sampling,
+            batch_frames=self.batch_frames,
+        )
+        return embeddings, [one.known_length for one in frames]
+
+    def _encode_recording(
+        self, recording: str, groups: list[Group], tracklets: Sequence[Tracklet]
+    ) -> Iterator[tuple[Group, torch.Tensor, list[int | None]]]:
+        """Encode all tracklets of a video in one pass over it."""
+        encoders = {group: self._new_encoder() for group in groups}
+        missing = {group: set(group) for group in groups}
+        schedule: dict[int, list[tuple[Group, int, int]]] = {}
+        for group in groups:
+            for row in group:
+                for position, index in enumerate(tracklets[row].frame_indices or ()):
+                    schedule.setdefault(index, []).append((group, row, position))
+        needed = tuple(sorted(schedule))
+        frames = Tracklet(name=recording, frames=recording, frame_indices=needed).open()
+        for index, frame in zip(needed, frames, strict=True):
+            for group, row, position in schedule[index]:
+                tracklet, encoder = tracklets[row], encoders[group]
+                box = tracklet.boxes[position] if tracklet.boxes is not None else None
+                name = f"the box of {tracklet.name} in frame {index + 1}"
+                crop = frame if box is None else crop_frame(frame, box, name)
+                encoder.push(row, crop, self._camera(tracklet))
+                self.count(1)
+                if position + 1 == _num_frames(tracklet):
+                    encoder.close(row)
+                    missing[group].discard(row)
+                if not missing[group]:
+                    encoder.flush()
+                    found = dict(encoders.pop(group).finished())
+                    embeddings = torch.stack([found[row] for row in group])
+                    yield group, embeddings, [_num_frames(tracklets[row]) for row in group]
+
+    def _new_encoder(self) -> StreamEncoder:
+        return StreamEncoder(self.model, batch_frames=self.batch_frames)
+
+
+class _CountedFrames:
+    """Frames that tell how many of them are done."""
+
+    def __init__(self, frames: Frames, count: Callable[[int], Any]) -> None:
+        self._frames = frames
+        self._count = count
+
+    @property
+    def known_length(self) -> int | None:
+        return self._frames.known_length
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for frame in self._frames:
+            yield frame
+            self._count(1)
+
+    def select(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        yield from self._frames.select(indices)
+        self._count(len(self))  # the others will not be asked for
+
+
+class _Parts:
+    """Finished groups of a job, in a folder beside the file they will become."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.folder = out.with_name(f"{out.name}.parts")
+        self.key = key
+
+    def save(self, group: Group, table: EmbeddingTable) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaveError(f"cannot write {self.folder}: {error.strerror}") from error
+        table.save(self._path(group))
+
+    def load_all(
+        self, groups: Sequence[Group], tracklets: Sequence[Tracklet]
+    ) -> dict[Group, EmbeddingTable]:
+        """Return what an earlier run of this job finished."""
+        finished = {}
+        for group in groups:
+            path = self._path(group)
+            if not path.exists():
+                continue
+            try:
+                table = EmbeddingTable.load(path)
+            except TableError as error:
+                _logger.warning("encoding a damaged part again: %s", error)
+                continue
+            if table.names == tuple(tracklets[row].name for row in group):
+                finished[group] = table
+        return finished
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, group: Group) -> Path:
+        return self.folder / f"{self.key}-{group[0]:06d}.safetensors"
+
+
+def _job_key(
+    tracklets: Sequence[Tracklet], described: dict[str, Any], batch_frames: int, device: str
+) -> str:
+    """Return 16 digits that stand for everything that the result depends on, to the last bit."""
+    digest = hashlib.sha256()
+    job = {**described, "batch_frames": batch_frames, "device": device, "group": _GROUP_FRAMES}
+    digest.update(json.dumps(job, sort_keys=True).encode())
+    stamps: dict[str, Any] = {}
+    for tracklet in tracklets:
+        fields = dataclasses.asdict(tracklet)
+        paths = _paths(tracklet)
+        fields["frames"] = [(path, _stamp(path, stamps)) for path in paths]
+        digest.update(json.dumps(fields, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _paths(tracklet: Tracklet) -> list[str]:
+    frames = tracklet.frames
+    paths: Iterable[Any] = frames if isinstance(frames, (list, tuple)) else [frames]
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"frames of {tracklet.name!r} must be in files, got {type(path).__name__}; "
+                "encode_sequences takes what is in memory"
+            )
+    return [os.fspath(path) for path in paths]
+
+
+def _stamp(path: str, known: dict[str, Any]) -> list[Any]:
+    """Return what changes when a file, or a folder of frames, does."""
+    if path not in known:
+        try:
+            files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
+            stats = [(file.name, file.stat()) for file in files]
+            known[path] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        except OSError as error:
+            raise TableError(f"cannot read {path}: {error.strerror}") from error
+    return known[path]
+
+
+def _check_cameras(model: TFCLIP, tracklets: Sequence[Tracklet]) -> None:
+    count = model.config.num_cameras
+    for tracklet in tracklets:
+        camera = tracklet.camera
+        if camera is not None and camera >= count:
+            knows = f"knows cameras 0 to {count - 1}" if count else "has no camera table"
+            raise TableError(f"tracklet {tracklet.name!r} is of camera {camera}; the model {knows}")
+
+
+def _without_outside_boxes(tracklets: Sequence[Tracklet]) -> list[Tracklet]:
+    """Leave out the boxes that no pixel of their video lies in, as trackers predict them."""
+    sizes: dict[str, tuple[int, int]] = {}
+    kept, total, dropped = [], 0, 0
+    for tracklet in tracklets:
+        indices, boxes = tracklet.frame_indices, tracklet.boxes
+        if indices is None or boxes is None:
+            kept.append(tracklet)
+            continue
+        recording = str(tracklet.frames)
+        if recording not in sizes:
+            height, width, _ = next(iter(open_frames(recording))).shape
+            sizes[recording] = width, height
+        inside = _touches_picture(boxes, *sizes[recording])
+        total += len(boxes)
+        dropped += len(boxes) - len(inside)
+        if inside:
+            frames = tuple(indices[i] for i in inside)
+            rest = tuple(boxes[i] for i in inside)
+            kept.append(dataclasses.replace(tracklet, frame_indices=frames, boxes=rest))
+    if dropped:
+        lost = len(tracklets) - len(kept)
+        _logger.warning(
+            "%d of %d boxes lie outside the picture and are left out%s",
+            dropped,
+            total,
+            f", and with them {lost} tracklets" if lost else "",
+        )
+    if not kept:
+        raise TableError("no box lies inside the picture" if dropped else "there is no tracklet")
+    return kept
+
+
+def _touches_picture(boxes: Sequence[Any], width: int, height: int) -> list[int]:
+    """Return the positions of the boxes of which ``crop_frame`` would find a pixel."""
+    corners = np.asarray(boxes, dtype=np.float64)
+    low = np.rint(corners[:, :2])
+    high = np.rint(corners[:, :2] + corners[:, 2:])
+    size = np.array([width, height])
+    inside = (np.clip(low, 0, size) < np.clip(high, 0, size)).all(1)
+    return np.flatnonzero(inside).tolist()
