@@ -39,7 +39,20 @@ _HOMES = {
 }
 _MODULES = ("convert", "data", "functional")
 
-__all__ = sorted([*_HOMES, *_MODULES])
+__all__ = [
+    "TFCLIP",
+    "CLIPMemory",
+    "MemoryDiffusion",
+    "SequenceSpecificPrompt",
+    "TFCLIPConfig",
+    "TFCLIPObjective",
+    "TFCLIPOutput",
+    "TemporalMemoryConstruction",
+    "TemporalMemoryDiffusion",
+    "convert",
+    "data",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -98,8 +98,10 @@ class TFCLIPConfig:
     def __post_init__(self) -> None:
         for name in ("frame_size", "mean", "std", "descriptor"):  # JSON has lists, not tuples
             self._set(name, _as_tuple(name, getattr(self, name)))
-        self._set("backbone_options", _as_dict("backbone_options", self.backbone_options))
-        self._set("provenance", _as_dict("provenance", self.provenance))
+        self._set("backbone_options", _as_json("backbone_options", self.backbone_options))
+        self._set("provenance", _as_json("provenance", self.provenance))
+        if not all(isinstance(value, str) for value in self.provenance.values()):
+            raise ConfigError(f"provenance must map text to text, got {self.provenance!r}")
         self._check_backbone()
         self._check_numbers()
         self._check_pixels()
@@ -244,6 +246,18 @@ def _as_dict(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must be a mapping, got {value!r}")
     return dict(value)
+
+
+def _as_json(name: str, value: object) -> dict[str, Any]:
+    """Return a copy of a mapping as JSON will give it back: with lists, not tuples."""
+    plain = _plain(_as_dict(name, value))
+    try:
+        copy: Any = json.loads(json.dumps(plain, allow_nan=False))
+    except (TypeError, ValueError):
+        copy = None
+    if copy != plain:  # JSON has turned a key into text
+        raise ConfigError(f"{name} must hold JSON values under text keys, got {value!r}")
+    return copy
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

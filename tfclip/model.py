@@ -91,7 +91,7 @@ class TFCLIP(nn.Module):
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the embedding, ``F``: 2048 for the released ViT-B/16."""
+        """Width of the embedding, ``F``; 2048 for the released ViT-B/16."""
         return sum(self.part_widths[part] for part in self.config.descriptor)
 
     @property
