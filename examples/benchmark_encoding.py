@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tfclip import TFCLIP, TFCLIPConfig
+from tfclip.encoding import Sampling
 from tfclip.frames import sample_dense
 from tfclip.preprocess import Preprocess
 
@@ -51,7 +52,7 @@ def bare_tower(model: TFCLIP, tracklets: list[np.ndarray]) -> None:
             model.backbone.tower(chunk)
 
 
-def seconds(rival: Callable[..., None], *arguments: object) -> float:
+def seconds(rival: Callable[..., object], *arguments: object) -> float:
     """Return how long a call takes."""
     start = time.perf_counter()
     rival(*arguments)
@@ -76,7 +77,7 @@ def measure_speed(model: TFCLIP, rounds: int) -> None:
         print(f"{name:>20}: {rate:6.1f} frames/s, {ratio:.2f} times the time of packed")
 
 
-def measure_memory(model: TFCLIP, num_frames: int, sampling: str) -> None:
+def measure_memory(model: TFCLIP, num_frames: int, sampling: Sampling) -> None:
     """Print how much the process grows while it encodes one long tracklet from files."""
     with tempfile.TemporaryDirectory() as folder:
         random = np.random.default_rng(0)
@@ -99,7 +100,7 @@ def peak_mebibytes() -> float:
 
 def main() -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure what encoding costs.")
     parser.add_argument("what", choices=["speed", "memory"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=5000)

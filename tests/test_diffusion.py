@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +27,8 @@ def tokens():
 
 def test_output_is_the_reference_output(request, golden):
     path = request.path.parent / "golden" / "state_dict.safetensors"
-    diffusion = convert.from_reference(path, clip_length=4).temporal.diffusion
+    head: Any = convert.from_reference(path, clip_length=4).temporal
+    diffusion = head.diffusion
     for recorded, given_tokens in (
         (golden("eval_outputs")["tmd_out"], golden("inputs")["tmd_tokens"].transpose(0, 1)),
         (
@@ -56,7 +59,7 @@ def slow_attention(attention, x):
 
 def test_output_is_what_the_equations_say_frame_by_frame(tokens):
     torch.manual_seed(2)
-    diffusion = TemporalMemoryDiffusion(64, 2).eval()
+    diffusion: Any = TemporalMemoryDiffusion(64, 2).eval()
     construct, diffuse = diffusion.constructions[0], diffusion.diffusions[0]
     with torch.inference_mode():
         for clip, output in zip(tokens, diffusion(tokens), strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,7 +31,8 @@ def test_output_is_the_reference_output(request, golden):
     _, objective = convert.from_reference(path, clip_length=4, with_objective=True)
     inputs = golden("inputs")
     with torch.inference_mode():
-        output = objective.eval().prompt(inputs["ssp_text"], inputs["ssp_visual"])
+        prompt: Any = objective.eval().prompt
+        output = prompt(inputs["ssp_text"], inputs["ssp_visual"])
     torch.testing.assert_close(output, golden("eval_outputs")["ssp_out"], atol=5e-5, rtol=0)
 
 
@@ -59,7 +62,7 @@ def test_order_of_the_tokens_does_not_matter(prompt, memory, tokens):
 
 def test_with_one_token_attention_tells_every_identity_the_same(memory, tokens):
     # The paper's figure gives the clip feature as the only key: nothing is left to select.
-    layer = SequenceSpecificPrompt(64, variant="paper").eval().layers[0]
+    layer: Any = SequenceSpecificPrompt(64, variant="paper").eval().layers[0]
     with torch.inference_mode():
         found = layer.cross_attention(memory.expand(3, -1, -1), tokens[:, :1])
     torch.testing.assert_close(found, found[:, :1].expand_as(found))
@@ -67,7 +70,7 @@ def test_with_one_token_attention_tells_every_identity_the_same(memory, tokens):
 
 def test_dropout_is_drawn_for_each_clip_though_attention_is_shared(memory, tokens):
     torch.manual_seed(0)
-    prompt = SequenceSpecificPrompt(64, dropout=0.5).train()
+    prompt: Any = SequenceSpecificPrompt(64, dropout=0.5).train()
     related = prompt.layers[0].relate(prompt.memory_projection(memory[None]), batch_size=2)
     assert not torch.equal(related[0], related[1])
 

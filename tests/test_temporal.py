@@ -11,7 +11,7 @@ from tfclip.temporal import build_temporal_head
 HEADS = ("tmd", "tmc", "average", "convolution", "transformer", "transformer_token")
 
 
-def head_of(name: str, **changes):
+def head_of(name, **changes):
     torch.manual_seed(0)
     config = TFCLIPConfig(temporal_head=name, clip_length=4, **changes)
     return build_temporal_head(config, dim=64, projected_dim=32).eval()
