@@ -7,10 +7,12 @@ they are; timm builds the rest. The paper's encoder is CLIP's ViT-B/16 (section 
 from __future__ import annotations
 
 import abc
+import copy
 import difflib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from einops import rearrange
@@ -22,8 +24,17 @@ from tfclip.attention import QuickGELU
 from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError, WeightsError
 
-# timm models whose last layer maps into a joint image-text space; any other's is a classifier.
+# timm models and tags whose last layer maps into a joint image-text space, unless the tag was tuned
+# ("ft") on labels; the last layer of any other is a classifier.
 _JOINT_EMBEDDING_NAMES = ("clip", "pe_core")
+_TUNED_ON_LABELS = "_ft_"
+
+_TRANSFORMER_OPTIONS = ("width", "layers", "heads", "patch_size", "mlp_ratio", "output_dim")
+_RESNET_OPTIONS = ("width", "layers", "heads", "output_dim")
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+Part = nn.Module | nn.Parameter
 
 
 class Backbone(nn.Module, abc.ABC):
@@ -44,7 +55,7 @@ class Backbone(nn.Module, abc.ABC):
         projects_linearly: Whether ``project`` treats each token alone and linearly.
     """
 
-    tower: nn.Module
+    tower: Any
     width: int
     projected_width: int
     grid: tuple[int, int]
@@ -82,7 +93,7 @@ class Backbone(nn.Module, abc.ABC):
         return torch.cat([tokens[:, :1], tokens[:, 1 + self.num_registers :]], dim=1)
 
     @abc.abstractmethod
-    def stages(self) -> Iterator[list[nn.Module | nn.Parameter]]:
+    def stages(self) -> Iterator[Sequence[Part]]:
         """Yield the parts of the tower from input to output: embedding, then each block."""
 
     def freeze(self, num_blocks: int | None = None) -> None:
@@ -102,17 +113,19 @@ class Backbone(nn.Module, abc.ABC):
             part.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen batch norms keep their statistics."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            if isinstance(module, _BATCH_NORMS) and not any(
+                weight.requires_grad for weight in module.parameters()
+            ):
                 module.eval()
         return self
 
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Trade a second forward of each block for the memory of its activations, in training."""
-        self.tower.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.tower.set_grad_checkpointing(enable)
 
     def load_tower(self, tensors: Mapping[str, Tensor], position_resize: str) -> None:
         """Load the visual tensors of a CLIP, resizing its position table to this grid.
@@ -126,11 +139,14 @@ class Backbone(nn.Module, abc.ABC):
         """
         from tfclip.hub import load_weights
 
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
         for name in ("positional_embedding", "attnpool.positional_embedding"):
-            if name in tensors:
+            if name in tensors and tensors[name].ndim == 2:
                 tensors[name] = resize_position_table(tensors[name], self.grid, position_resize)
-        load_weights(self.tower, tensors, "the CLIP weights")
+        load_weights(self.tower, tensors, "the CLIP checkpoint")
 
 
 class CLIPVisionTransformer(Backbone):
@@ -145,27 +161,21 @@ class CLIPVisionTransformer(Backbone):
         super().__init__()
         from open_clip.transformer import VisionTransformer
 
-        sizes = {name: value for name, value in sizes.items() if name != "output_tokens"}
-        patch, width = sizes["patch_size"], sizes["width"]
-        self.stride = config.stride or patch
-        self.grid = patch_grid(config.frame_size, patch, self.stride)
-        if "head_width" in sizes:
-            sizes["heads"] = width // sizes.pop("head_width")
-        sizes = {"heads": max(1, width // 64), "mlp_ratio": 4.0, "ls_init_value": None, **sizes}
         if sizes.get("attentional_pool"):
             raise ConfigError(
                 f"backbone {config.backbone!r} pools by attention and has no class token; "
                 "choose one that reads out its class token, such as 'ViT-B-16'"
             )
+        patch, width = sizes["patch_size"], sizes["width"]
+        stride = config.stride or patch
+        self.grid = patch_grid(config.frame_size, patch, stride)
         activation = QuickGELU if config.activation == "quick_gelu" else nn.GELU
-        tower = VisionTransformer(
-            **{**sizes, "image_size": config.frame_size}, act_layer=activation
-        )
-        if self.stride != patch:
-            tower.conv1 = nn.Conv2d(3, width, patch, stride=self.stride, bias=False)
-        scale = width**-0.5
+        sizes = {**sizes, "image_size": config.frame_size}
+        tower: Any = VisionTransformer(**sizes, act_layer=activation)
+        if stride != patch:
+            tower.conv1 = nn.Conv2d(3, width, patch, stride=stride, bias=False)
         tower.positional_embedding = nn.Parameter(
-            scale * torch.randn(1 + math.prod(self.grid), width)
+            torch.randn(1 + math.prod(self.grid), width) / width**0.5
         )
         tower.grid_size = self.grid
         self.tower = tower
@@ -188,16 +198,16 @@ class CLIPVisionTransformer(Backbone):
             return tower.ln_post(tokens)
         # CLIPA reads out the mean of its patches; some of its towers normalise it, not the tokens.
         normed = tower.ln_post(tokens[:, 1:])
-        pooled = (
-            tower.ln_post(tokens[:, 1:].mean(1)) if tower.final_ln_after_pool else normed.mean(1)
-        )
+        pooled = normed.mean(1)
+        if tower.final_ln_after_pool:
+            pooled = tower.ln_post(tokens[:, 1:].mean(1))
         return torch.cat([pooled[:, None], normed], dim=1)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Multiply every token by the projection matrix."""
         return tokens @ self.tower.proj
 
-    def stages(self) -> Iterator[list[nn.Module | nn.Parameter]]:
+    def stages(self) -> Iterator[Sequence[Part]]:
         """Yield the patch embedding with its tables, then each transformer block."""
         tower = self.tower
         yield [tower.conv1, tower.class_embedding, tower.positional_embedding, tower.ln_pre]
@@ -231,10 +241,10 @@ class CLIPResNet(Backbone):
         self.width = sizes["width"] * 32
         self.projected_width = sizes["output_dim"]
         self.grid = (height // 16, width // 16)
-        tower = ModifiedResNet(
+        tower: Any = ModifiedResNet(
             layers=sizes["layers"],
             output_dim=self.projected_width,
-            heads=sizes.get("heads", self.width // 64),
+            heads=sizes["heads"],
             width=sizes["width"],
         )
         # The last stage keeps its resolution, as in the reference.
@@ -282,14 +292,17 @@ class CLIPResNet(Backbone):
         tower = self.tower
         return [tower.layer1, tower.layer2, tower.layer3, tower.layer4]
 
-    def stages(self) -> Iterator[list[nn.Module | nn.Parameter]]:
+    def stages(self) -> Iterator[Sequence[Part]]:
         """Yield the stem, then each of the four stages."""
         tower = self.tower
         yield [tower.conv1, tower.bn1, tower.conv2, tower.bn2, tower.conv3, tower.bn3]
         yield from ([layer] for layer in self._layers())
 
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each of the four stages in the backward pass."""
+        """Recompute each of the four stages in the backward pass.
+
+        Their batch norms then see each batch twice, and their running statistics move faster.
+        """
         self._checkpointing = enable
 
 
@@ -309,17 +322,22 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.tower = tower = _create_timm(config, pretrained=pretrained).eval()
         if config.stride is not None:
-            _overlap_patches(tower, config)
+            _overlap_patches(tower, config, config.stride)
         self.num_prefix = int(getattr(tower, "num_prefix_tokens", 0))
         has_class_token = getattr(tower, "cls_token", None) is not None and self.num_prefix > 0
         self.has_class_token = has_class_token and getattr(tower, "global_pool", "") != "map"
         self.num_registers = self.num_prefix - int(self.has_class_token)
-        self._projection = [_timm_projection(tower)]  # in a list: it is the tower's, not ours
         with torch.no_grad():  # the sizes are easier seen than worked out
-            features = tower.forward_features(torch.zeros(1, 3, *config.frame_size))
-            self.accepts_camera = features.ndim == 3 and hasattr(tower, "norm_pre")
+            try:
+                features = tower.forward_features(torch.zeros(1, 3, *config.frame_size))
+                tokens = self._tokens(features)
+            except Exception as error:  # each of timm's models refuses in its own way
+                raise ConfigError(
+                    f"{config.backbone!r} cannot encode frames of {config.frame_size} to tokens: "
+                    f"{_first_line(error)}"
+                ) from error
             self.grid = _feature_grid(features, tower, self.num_prefix)
-            tokens = self._tokens(features)
+            self.accepts_camera = features.ndim == 3 and hasattr(tower, "norm_pre")
             self.width = tokens.shape[-1]
             self.projected_width = self.project(tokens).shape[-1]
         tower.train()
@@ -329,19 +347,15 @@ class TimmBackbone(Backbone):
         if camera_code is None:
             return self._tokens(self.tower.forward_features(frames))
 
-        def add_camera(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            # The position table is in already; the sum is the same in either order.
-            tokens = inputs[0]
-            if not self.has_class_token:
-                return (tokens + camera_code[:, None],)
-            class_token = tokens[:, :1] + camera_code[:, None]
-            return (torch.cat([class_token, tokens[:, 1:]], dim=1),)
-
-        hook = self.tower.norm_pre.register_forward_pre_hook(add_camera)
-        try:
-            return self._tokens(self.tower.forward_features(frames))
-        finally:
-            hook.remove()
+        # The first blocks' norm takes the tokens with the position table in them already, but the
+        # sum is the same in either order. The tower itself is not changed, not even for a while:
+        # other threads may be using it.
+        tower = copy.copy(self.tower)
+        tower._modules = {
+            **tower._modules,
+            "norm_pre": _AddCamera(tower.norm_pre, camera_code, self.has_class_token),
+        }
+        return self._tokens(tower.forward_features(frames))
 
     def _tokens(self, features: Tensor) -> Tensor:
         """Put the vector that stands for the image first."""
@@ -354,16 +368,46 @@ class TimmBackbone(Backbone):
 
     def project(self, tokens: Tensor) -> Tensor:
         """Apply the model's last linear layer, if it maps into a joint space."""
-        return self._projection[0](tokens)
+        return _timm_projection(self.tower)(tokens)
 
-    def stages(self) -> Iterator[list[nn.Module | nn.Parameter]]:
-        """Yield what stands before the blocks, then each block or stage."""
-        tower = self.tower
-        blocks = getattr(tower, "blocks", None) or getattr(tower, "stages", None) or []
-        names = ("patch_embed", "stem", "cls_token", "reg_token", "pos_embed", "norm_pre")
-        parts = (getattr(tower, name, None) for name in names)
-        yield [part for part in parts if part is not None]
+    def stages(self) -> Iterator[Sequence[Part]]:
+        """Yield what stands before the blocks, then each block or stage.
+
+        Raises:
+            ValueError: The tower has no blocks or stages under a name that is known.
+        """
+        embedding: list[Part] = list(self.tower.parameters(recurse=False))
+        blocks: list[nn.Module] = []
+        for name, part in self.tower.named_children():
+            if name in ("blocks", "stages", "layers"):
+                blocks += part.children()
+            elif re.fullmatch(r"layer\d", name):
+                blocks.append(part)
+            elif not blocks:
+                embedding.append(part)
+        if not blocks:
+            raise ValueError(
+                f"num_blocks must be None for {type(self.tower).__name__}, whose blocks are not "
+                "known by name"
+            )
+        yield embedding
         yield from ([block] for block in blocks)
+
+
+class _AddCamera(nn.Module):
+    """Adds a vector to the class token, or to every token, and goes on with the next layer."""
+
+    def __init__(self, following: nn.Module, camera_code: Tensor, has_class_token: bool) -> None:
+        super().__init__()
+        self.following = following
+        self.camera_code = camera_code[:, None]
+        self.has_class_token = has_class_token
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not self.has_class_token:
+            return self.following(tokens + self.camera_code)
+        class_token = tokens[:, :1] + self.camera_code
+        return self.following(torch.cat([class_token, tokens[:, 1:]], dim=1))
 
 
 def build_backbone(config: TFCLIPConfig, *, pretrained: bool = False) -> Backbone:
@@ -381,7 +425,7 @@ def build_backbone(config: TFCLIPConfig, *, pretrained: bool = False) -> Backbon
         backbone: Backbone = TimmBackbone(config, pretrained=pretrained)
     else:
         sizes = _open_clip_sizes(config)
-        kind = CLIPResNet if isinstance(sizes["layers"], (list, tuple)) else CLIPVisionTransformer
+        kind = CLIPVisionTransformer if "patch_size" in sizes else CLIPResNet
         backbone = kind(config, sizes)
     if config.num_cameras and not backbone.accepts_camera:
         raise ConfigError(
@@ -425,24 +469,19 @@ def resize_position_table(
         grid: Rows and columns of the new grid.
         method: ``"bilinear"`` without antialiasing, as the reference resizes, or ``"bicubic"`` with
             antialiasing, as open_clip and timm do.
-        source_grid: Rows and columns of the old grid; None is a square one with one prefix row.
+        source_grid: Rows and columns of the old grid; None is one prefix row and a square, as in
+            all of CLIP's files, or failing that the new grid.
 
     Returns:
         The table of the new grid, ``(P + rows*columns, D)``; the same one when the grid is.
 
     Raises:
-        WeightsError: The table has no square grid and ``source_grid`` is not given.
+        WeightsError: The table is for neither grid and ``source_grid`` is not given.
     """
     if source_grid is None:
-        if len(table) == 1 + math.prod(grid):
-            return table
-        side = math.isqrt(len(table) - 1)
-        if side * side != len(table) - 1:
-            raise WeightsError(
-                f"the position table has {len(table)} rows, which is neither one and a square nor "
-                f"one and the {grid[0]} x {grid[1]} patches of this model"
-            )
-        source_grid = (side, side)
+        source_grid = _find_source_grid(len(table) - 1, grid)
+    if source_grid == grid:
+        return table
     num_prefix = len(table) - math.prod(source_grid)
     prefix, patches = table[:num_prefix], table[num_prefix:]
     patches = rearrange(patches, "(h w) d -> 1 d h w", h=source_grid[0])
@@ -451,32 +490,72 @@ def resize_position_table(
     return torch.cat([prefix, rearrange(patches, "1 d h w -> (h w) d")])
 
 
+def _find_source_grid(num_patches: int, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the grid that a table is for: CLIP's are square, others are for this model."""
+    side = math.isqrt(max(num_patches, 0))
+    if num_patches > 0 and side * side == num_patches:
+        return side, side
+    if num_patches == math.prod(grid):
+        return grid
+    raise WeightsError(
+        f"the position table has {num_patches + 1} rows, which is neither one and a square nor "
+        f"one and the {grid[0]} x {grid[1]} patches of this model"
+    )
+
+
 def _open_clip_sizes(config: TFCLIPConfig) -> dict[str, Any]:
-    """Return the sizes that open_clip records for a tower, changed by the config's options."""
+    """Return the sizes that open_clip records for a tower, changed by the config's options.
+
+    Only those of a transformer have a ``patch_size``.
+    """
     import open_clip
 
-    known = open_clip.get_model_config(config.backbone)
-    if known is None or not isinstance(known.get("vision_cfg"), Mapping):
+    # Only what open_clip has built in: it takes names with a prefix for files and addresses.
+    if config.backbone not in open_clip.list_models():
         raise _unknown_backbone(config.backbone, open_clip.list_models(), "")
+    known: Any = open_clip.get_model_config(config.backbone)
     sizes = {**known["vision_cfg"], "output_dim": known["embed_dim"]}
     if "timm_model_name" in sizes:
         raise ConfigError(
             f"backbone {config.backbone!r} is a timm model; "
             f"name it 'timm:{sizes['timm_model_name']}'"
         )
-    options = dict(config.backbone_options)
-    unknown = sorted(set(options) - {*_OPEN_CLIP_OPTIONS})
+    if is_resnet := isinstance(sizes["layers"], list):
+        sizes.pop("patch_size", None)
+    else:
+        sizes.setdefault("mlp_ratio", 4.0)
+    _check_options(config, is_resnet)
+    sizes |= config.backbone_options
+    for name in ("image_size", "output_tokens"):
+        sizes.pop(name, None)
+    width = sizes["width"] * (32 if is_resnet else 1)
+    head_width = sizes.pop("head_width", 64)
+    if width % sizes.setdefault("heads", max(1, width // head_width)):
+        raise ConfigError(
+            f"backbone_options heads must divide the width of the tokens, {width}, "
+            f"got {sizes['heads']}"
+        )
+    return sizes
+
+
+def _check_options(config: TFCLIPConfig, is_resnet: bool) -> None:
+    """Refuse sizes that open_clip's towers of this kind do not have, or that are no sizes."""
+    known = _RESNET_OPTIONS if is_resnet else _TRANSFORMER_OPTIONS
+    unknown = sorted(set(config.backbone_options) - set(known))
     if unknown:
         raise ConfigError(
             f"backbone_options {unknown} are unknown for {config.backbone!r}; "
-            f"known are {sorted(_OPEN_CLIP_OPTIONS)}"
+            f"known are {sorted(known)}"
         )
-    if "heads" in options or "width" in options:
-        sizes.pop("head_width", None)
-    return {**sizes, **options}
-
-
-_OPEN_CLIP_OPTIONS = ("width", "layers", "heads", "patch_size", "mlp_ratio", "output_dim")
+    for name, value in config.backbone_options.items():
+        numbers, rule, kinds = [value], "a positive whole number", (int,)
+        if name == "mlp_ratio":
+            rule, kinds = "a positive number", (int, float)
+        elif name == "layers" and is_resnet:
+            rule = "four positive whole numbers"
+            numbers = value if isinstance(value, (list, tuple)) and len(value) == 4 else [None]
+        if not all(isinstance(n, kinds) and not isinstance(n, bool) and n > 0 for n in numbers):
+            raise ConfigError(f"backbone_options {name} must be {rule}, got {value!r}")
 
 
 def _unknown_backbone(name: str, known: list[str], prefix: str) -> ConfigError:
@@ -488,7 +567,7 @@ def _unknown_backbone(name: str, known: list[str], prefix: str) -> ConfigError:
     )
 
 
-def _create_timm(config: TFCLIPConfig, *, pretrained: bool) -> nn.Module:
+def _create_timm(config: TFCLIPConfig, *, pretrained: bool) -> Any:
     """Let timm build a model for this frame size."""
     import timm
 
@@ -496,21 +575,62 @@ def _create_timm(config: TFCLIPConfig, *, pretrained: bool) -> nn.Module:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         raise _unknown_backbone(config.backbone, timm.list_models(), "timm:")
-    options: dict[str, Any] = dict(config.backbone_options)
-    if not any(part in architecture for part in _JOINT_EMBEDDING_NAMES):
-        options.setdefault("num_classes", 0)
-    name = name if pretrained else architecture
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if "." in name and name not in tags:
+        raise ConfigError(
+            f"backbone {config.backbone!r} has a tag that timm does not know; "
+            f"its tags are {[known.partition('.')[2] for known in tags]}"
+        )
+    options = {"num_classes": _joint_width(name, tags), **config.backbone_options}
+    num_classes = options.pop("num_classes")
+
+    def create(**size: Any) -> Any:
+        return timm.create_model(name, pretrained=pretrained, **size, **options)
+
     try:
-        return timm.create_model(name, pretrained=pretrained, img_size=config.frame_size, **options)
+        tower = _with_size_if_taken(create, config.frame_size)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"{config.backbone!r} cannot be built with frame_size {config.frame_size} and "
+            f"backbone_options {dict(config.backbone_options)}: {_first_line(error)}"
+        ) from error
+    # timm loads strictly only with the last layer that the weights have, so it goes afterwards.
+    if tower.num_classes != num_classes:
+        tower.reset_classifier(num_classes)
+    return tower
+
+
+def _with_size_if_taken(create: Callable[..., Any], frame_size: tuple[int, int]) -> Any:
+    try:
+        return create(img_size=frame_size)
     except TypeError as error:
         if "img_size" not in str(error):
-            raise ConfigError(
-                f"backbone_options {options} are not those of {config.backbone!r}: {error}"
-            ) from error
-    return timm.create_model(name, pretrained=pretrained, **options)  # it takes any frame size
+            raise
+    return create()  # it takes frames of any size
 
 
-def _timm_projection(tower: nn.Module) -> nn.Module:
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _joint_width(name: str, tags: list[str]) -> int:
+    """Return the width of the image-text space that a timm model maps into; 0 is none.
+
+    timm calls it the number of classes.
+    """
+    import timm
+
+    if not any(part in name for part in _JOINT_EMBEDDING_NAMES):
+        return 0
+    candidates = [name] if name in tags else tags
+    for known in candidates:
+        settings = timm.get_pretrained_cfg(known)
+        if settings is not None and _TUNED_ON_LABELS not in known:
+            return settings.num_classes
+    return 0
+
+
+def _timm_projection(tower: Any) -> nn.Module:
     """Return the last linear layer of a timm model, or an identity."""
     head: Any = tower.head if hasattr(tower, "head") else nn.Identity()
     for name in ("proj", "fc"):  # attention pools and classifier heads of convolutional models
@@ -518,13 +638,11 @@ def _timm_projection(tower: nn.Module) -> nn.Module:
     return head
 
 
-def _feature_grid(features: Tensor, tower: nn.Module, num_prefix: int) -> tuple[int, int]:
+def _feature_grid(features: Tensor, tower: Any, num_prefix: int) -> tuple[int, int]:
     """Return rows and columns of the places that a timm model has features for."""
     if features.ndim == 4:
-        rows, columns = (
-            features.shape[1:3] if _channels_last(features, tower) else features.shape[2:]
-        )
-        return rows, columns
+        sides = features.shape[1:3] if _channels_last(features, tower) else features.shape[2:]
+        return sides[0], sides[1]
     grid = getattr(getattr(tower, "patch_embed", None), "grid_size", None)
     if features.ndim != 3 or grid is None or features.shape[1] != num_prefix + math.prod(grid):
         raise ConfigError(
@@ -534,17 +652,17 @@ def _feature_grid(features: Tensor, tower: nn.Module, num_prefix: int) -> tuple[
     return grid[0], grid[1]
 
 
-def _channels_last(features: Tensor, tower: nn.Module) -> bool:
+def _channels_last(features: Tensor, tower: Any) -> bool:
     return features.shape[1] != tower.num_features
 
 
-def _map_to_sequence(features: Tensor, tower: nn.Module) -> Tensor:
+def _map_to_sequence(features: Tensor, tower: Any) -> Tensor:
     if _channels_last(features, tower):
         return rearrange(features, "m h w d -> m (h w) d")
     return rearrange(features, "m d h w -> m (h w) d")
 
 
-def _overlap_patches(tower: nn.Module, config: TFCLIPConfig) -> None:
+def _overlap_patches(tower: Any, config: TFCLIPConfig, stride: int) -> None:
     """Give a timm vision transformer a stride smaller than its patch."""
     embed: Any = getattr(tower, "patch_embed", None)
     table = getattr(tower, "pos_embed", None)
@@ -554,11 +672,10 @@ def _overlap_patches(tower: nn.Module, config: TFCLIPConfig) -> None:
     if not isinstance(projection, nn.Conv2d) or not isinstance(table, nn.Parameter) or rotary:
         raise ConfigError(
             f"stride must be None for {config.backbone!r}, which has no plain table of positions, "
-            f"got {config.stride}"
+            f"got {stride}"
         )
-    assert config.stride is not None
-    grid = patch_grid(config.frame_size, projection.kernel_size[0], config.stride)
-    projection.stride = (config.stride, config.stride)
+    grid = patch_grid(config.frame_size, projection.kernel_size[0], stride)
+    projection.stride = (stride, stride)
     resized = resize_position_table(
         table.detach()[0], grid, config.position_resize, source_grid=embed.grid_size
     )

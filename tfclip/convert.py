@@ -1,6 +1,7 @@
 """Other people's files to ours: the authors' checkpoints and CLIP's own weights.
 
-This is the only module that reads pickles, and never one with code in it: ``weights_only=True``.
+This is the only module that reads pickles, and never runs code in one: pickles are read with
+``weights_only=True`` and scripted archives by ``tfclip.scripted``.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ import logging
 import math
 import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
 
-from tfclip.backbones import build_backbone, patch_grid
-from tfclip.config import Activation, Neck, TFCLIPConfig
+from tfclip.backbones import Backbone, build_backbone, patch_grid
+from tfclip.config import Activation, Interpolation, Neck, TFCLIPConfig
 from tfclip.errors import ConfigError, WeightsError
 from tfclip.hub import load_weights, read_safetensors
+from tfclip.scripted import is_scripted, read_scripted
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -32,42 +32,39 @@ logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound="TFCLIP")
 
-_MD, _TMC = r"temporal.diffusion.diffusions.\1.", r"temporal.diffusion.constructions.\1."
-_ATTENTION = {"in_proj_": "input_projection.", "out_proj.": "output_projection."}
+_BLOCK = r"TMD\.resblocks\.(\d+)\."
+_TMC, _MD = r"temporal.diffusion.constructions.\1.", r"temporal.diffusion.diffusions.\1."
 
-# The reference's names and ours, for the model that retrieves. Order matters: first match wins.
+# The reference's names and ours, for the model that retrieves.
 _MODEL_NAMES: tuple[tuple[str, str], ...] = (
     (r"image_encoder\.", "backbone.tower."),
     (r"cv_embed$", "camera_embedding"),
-    (r"TMD\.resblocks\.(\d+)\.message_fc\.", _TMC + "message."),
-    (r"TMD\.resblocks\.(\d+)\.message_ln\.", _TMC + "norm."),
-    *(
-        (rf"TMD\.resblocks\.(\d+)\.message_attn\.{a}", _TMC + f"attention.{b}")
-        for a, b in _ATTENTION.items()
-    ),
-    *(
-        (rf"TMD\.resblocks\.(\d+)\.attn\.{a}", _MD + f"attention.{b}")
-        for a, b in _ATTENTION.items()
-    ),
-    (r"TMD\.resblocks\.(\d+)\.ln_1\.", _MD + "attention_norm."),
-    (r"TMD\.resblocks\.(\d+)\.ln_2\.", _MD + "mlp_norm."),
-    (r"TMD\.resblocks\.(\d+)\.mlp\.c_fc\.", _MD + "mlp.0."),
-    (r"TMD\.resblocks\.(\d+)\.mlp\.c_proj\.", _MD + "mlp.2."),
+    (_BLOCK + r"message_fc\.", _TMC + "message."),
+    (_BLOCK + r"message_ln\.", _TMC + "norm."),
+    (_BLOCK + r"message_attn\.in_proj_", _TMC + "attention.input_projection."),
+    (_BLOCK + r"message_attn\.out_proj\.", _TMC + "attention.output_projection."),
+    (_BLOCK + r"attn\.in_proj_", _MD + "attention.input_projection."),
+    (_BLOCK + r"attn\.out_proj\.", _MD + "attention.output_projection."),
+    (_BLOCK + r"ln_1\.", _MD + "attention_norm."),
+    (_BLOCK + r"ln_2\.", _MD + "mlp_norm."),
+    (_BLOCK + r"mlp\.c_fc\.", _MD + "mlp.0."),
+    (_BLOCK + r"mlp\.c_proj\.", _MD + "mlp.2."),
 )
 
-# Batch norms ("necks"): the reference calls the clip's "temp2" and the frames' "temp".
-_NECK_NAMES: tuple[tuple[str, str], ...] = (
+# Batch norms ("necks") of the features that the reference can be asked to test after them.
+_TESTED_NECK_NAMES: tuple[tuple[str, str], ...] = (
     (r"bottleneck\.", "necks.appearance."),
     (r"bottleneck_proj\.", "necks.projected."),
-    (r"bottleneck_proj_temp2\.", "necks.temporal."),
-    (r"bottleneck_proj_temp\.", "necks.frame."),
 )
 
 _LAYER = r"SSP\.decoder\.(\d+)\."
 _OURS = r"prompt.layers.\1."
+
 # What only training needs.
 _OBJECTIVE_NAMES: tuple[tuple[str, str], ...] = (
-    *_NECK_NAMES,
+    *_TESTED_NECK_NAMES,
+    (r"bottleneck_proj_temp2\.", "necks.temporal."),
+    (r"bottleneck_proj_temp\.", "necks.frame."),
     (r"classifier2\.", "classifiers.appearance."),
     (r"classifier_proj\.", "classifiers.projected."),
     (r"classifier_proj_temp\.", "classifiers.temporal."),
@@ -91,7 +88,19 @@ _OBJECTIVE_NAMES: tuple[tuple[str, str], ...] = (
 )
 
 # Entries of every checkpoint that no forward of the reference reads.
-_DEAD_NAMES = (r"classifier_proj_temp2\.", r"SSP\.alpha$", r"SSP\.norm\.")
+_DEAD_NAMES = re.compile(r"classifier_proj_temp2\.weight|SSP\.alpha|SSP\.norm\.(weight|bias)")
+
+# Entries that the sizes of a model are read from, and how many dimensions they have.
+_NEEDED = {
+    "image_encoder.class_embedding": 1,
+    "image_encoder.conv1.weight": 4,
+    "image_encoder.positional_embedding": 2,
+    "image_encoder.proj": 2,
+}
+_SIZING = {**_NEEDED, "cv_embed": 2, "classifier2.weight": 2}
+
+# Frame sizes to try when none is given: 256 x 128 and others of a person's shape.
+_TALL_FRAMES = [(2 * width, width) for width in range(16, 1025, 16)]
 
 # Marks of OpenAI's own files, which no re-trained CLIP carries.
 _OPENAI_MARKS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -142,35 +151,38 @@ def from_reference(
         neck: ``"before"`` is the reference's test feature; ``"after"`` takes appearance and
             projected features after their batch norms, as its ``NECK_FEAT: after`` does.
         clip_length: Frames in a clip; the checkpoint does not tell.
-        frame_size: Height and width in pixels, when they are not 256 x 128.
-        stride: Step between patches, when it is neither the patch size nor 12.
+        frame_size: Height and width in pixels; None finds a size of 2:1 that gives as many patches
+            as the checkpoint has positions for.
+        stride: Step between patches; None tries the patch size and 12.
 
     Returns:
         The model in eval mode, or the model and its objective.
 
     Raises:
         WeightsError: The file cannot be read, has code in it, or is not such a checkpoint.
-        ConfigError: An argument does not fit the checkpoint.
+        ConfigError: An argument is invalid or does not fit the checkpoint.
     """
     from tfclip.model import TFCLIP
     from tfclip.objective import TFCLIPObjective
 
+    asked = TFCLIPConfig(
+        neck=neck,
+        descriptor=("appearance", "projected", *(("temporal",) if neck == "before" else ())),
+        clip_length=clip_length,
+        frame_size=(256, 128) if frame_size is None else frame_size,
+        stride=stride,
+    )
     path = Path(path)
     checkpoint = read_checkpoint(path)
-    model_names = _MODEL_NAMES + (_NECK_NAMES[:2] if neck == "after" else ())
-    ours, rest = _rename(checkpoint, model_names)
-    _check_is_reference(path, ours)
-    theirs, unknown = _rename(
-        rest if neck == "before" else _training_part(checkpoint), _OBJECTIVE_NAMES
-    )
-    dead = sorted(name for name in unknown if any(re.match(d, name) for d in _DEAD_NAMES))
-    if set(unknown) - set(dead):
-        raise WeightsError(
-            f"{path} is not a checkpoint of the TF-CLIP release; it also has "
-            f"{sorted(set(unknown) - set(dead))[:3]}"
-        )
-    dropped = dead if with_objective else sorted(set(rest) - set(ours))
-    config = _read_config(path, ours, neck, clip_length, frame_size, stride).replace(
+    tested_necks = _TESTED_NECK_NAMES if neck == "after" else ()
+    model_names = _new_names(checkpoint, (*_MODEL_NAMES, *tested_necks))
+    objective_names = _new_names(checkpoint, _OBJECTIVE_NAMES)
+    _check_is_reference(path, checkpoint, {*model_names, *objective_names})
+    used = {*model_names, *objective_names} if with_objective else set(model_names)
+    dropped = sorted(checkpoint.keys() - used)
+    tensors = _renamed(checkpoint, model_names)
+    sizes = [asked.frame_size] if frame_size else _TALL_FRAMES
+    config = _read_config(path, tensors, asked, sizes).replace(
         provenance={
             "source": path.name,
             "sha256": file_sha256(path),
@@ -180,12 +192,14 @@ def from_reference(
     )
     logger.info("dropped %d entries of %s: %s", len(dropped), path, ", ".join(dropped))
     model = TFCLIP(config).eval()
-    load_weights(model, ours, str(path))
+    load_weights(model, tensors, str(path))
     if not with_objective:
         return model
-    num_identities = len(theirs["classifiers.appearance.weight"])
-    objective = TFCLIPObjective(config, num_identities)
-    load_weights(objective, theirs, str(path))
+    tensors = _renamed(checkpoint, objective_names)
+    num_identities = len(tensors.get("classifiers.appearance.weight", [0]))
+    depth = _count(tensors, r"prompt\.layers\.(\d+)\.")
+    objective = TFCLIPObjective(config, num_identities, prompt_depth=depth)
+    load_weights(objective, tensors, str(path))
     return model, objective
 
 
@@ -194,32 +208,35 @@ def from_clip(cls: type[ModelT], name: str, pretrained: str | Path, **changes: A
     changes = {
         "descriptor": ("appearance", "projected"),
         "provenance": {
-            "weights": f"{name}, {_last_part(pretrained)}",
+            # Of a file its name alone, without the folders of this machine.
+            "weights": f"{name}, {Path(pretrained).name}",
             "temporal": "random, not in the descriptor",
         },
         **changes,
     }
     if name.startswith("timm:"):
         return _from_timm(cls, name, str(pretrained), changes)
+    weights = None
     if Path(pretrained).is_file():
-        tensors, activation = read_clip(Path(pretrained))
-        settings: dict[str, Any] = {}
-        if activation is None and "activation" not in changes:
-            raise ConfigError(
-                f"activation must be given for {pretrained}, which does not tell whether it was "
-                "trained with 'quick_gelu' (OpenAI, DFN, MetaCLIP) or 'gelu' (most others)"
-            )
+        weights = read_clip(pretrained)
+        settings, activation = _clip_settings(), weights.activation
     else:
         settings, activation = _tag_settings(name, str(pretrained))
-        TFCLIPConfig(backbone=name, **{"activation": activation, **settings, **changes})
-        tensors, _ = read_clip(_download(name, str(pretrained)))
-    if activation is not None and changes.setdefault("activation", activation) != activation:
+    settings = {"activation": activation, **settings, **changes}
+    if settings["activation"] is None:
+        raise ConfigError(
+            f"activation must be given for {pretrained}, which does not tell whether it was "
+            "trained with 'quick_gelu' (OpenAI, DFN, MetaCLIP) or 'gelu' (most others)"
+        )
+    if activation is not None and settings["activation"] != activation:
         raise ConfigError(
             f"activation must be {activation!r}, with which the weights {pretrained} were trained, "
-            f"got {changes['activation']!r}"
+            f"got {settings['activation']!r}"
         )
-    model = cls(TFCLIPConfig(backbone=name, **{**settings, **changes}))
-    model.backbone.load_tower(tensors, model.config.position_resize)
+    model = cls(TFCLIPConfig(backbone=name, **settings))  # before anything is downloaded
+    if weights is None:
+        weights = read_clip(_download(name, str(pretrained)))
+    model.backbone.load_tower(weights.tensors, model.config.position_resize)
     return model.eval()
 
 
@@ -251,7 +268,7 @@ def read_clip(path: str | Path) -> CLIPWeights:
         if name.startswith("visual.")
     }
     if not visual and "conv1.weight" in tensors:
-        visual = dict(tensors)
+        visual = tensors
     if "conv1.weight" not in visual:
         raise WeightsError(
             f"{path} has no image tower under OpenAI's names ('visual.conv1.weight')"
@@ -273,11 +290,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _plain_names(read_safetensors(path))
     try:
-        if _is_scripted(path):
-            with warnings.catch_warnings():
-                # OpenAI publishes scripted archives; that the format is old is no news to the user.
-                warnings.simplefilter("ignore")
-                loaded = torch.jit.load(str(path), map_location="cpu").state_dict()
+        if is_scripted(path):
+            loaded = read_scripted(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -285,8 +299,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, or is no checkpoint at all, and was not loaded: a "
             "pickle can run any code"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # a damaged pickle can fail anywhere, with any exception
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read, it is damaged or cut off: {reason}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
@@ -309,52 +323,48 @@ def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
-def _is_scripted(path: Path) -> bool:
-    """Tell a TorchScript archive from a pickled state dict: it has its code in a folder."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _rename(
-    tensors: Mapping[str, Tensor], names: tuple[tuple[str, str], ...]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split tensors into those the table names, under our names in float32, and the rest."""
-    ours, rest = {}, {}
-    for name, tensor in tensors.items():
-        for theirs, replacement in names:
-            renamed, count = re.subn("^" + theirs, replacement, name)
+def _new_names(
+    checkpoint: Mapping[str, Tensor], table: tuple[tuple[str, str], ...]
+) -> dict[str, str]:
+    """Return our name of each entry that the table knows."""
+    names = {}
+    for name in checkpoint:
+        for theirs, ours in table:
+            renamed, count = re.subn("^" + theirs, ours, name)
             if count:
-                ours[renamed] = tensor.float() if tensor.is_floating_point() else tensor
+                names[name] = renamed
                 break
-        else:
-            rest[name] = tensor
-    return ours, rest
+    return names
 
 
-def _training_part(checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the retrieving model does not have; necks belong to training as well."""
-    return _rename(checkpoint, _MODEL_NAMES)[1]
+def _renamed(checkpoint: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return entries under their new names, in float32."""
+    return {
+        ours: checkpoint[theirs].float()
+        if checkpoint[theirs].is_floating_point()
+        else checkpoint[theirs]
+        for theirs, ours in names.items()
+    }
 
 
-def _check_is_reference(path: Path, ours: Mapping[str, Tensor]) -> None:
-    needed = ("class_embedding", "conv1.weight", "positional_embedding", "proj")
-    missing = [name for name in needed if f"backbone.tower.{name}" not in ours]
+def _check_is_reference(path: Path, checkpoint: Mapping[str, Tensor], known: set[str]) -> None:
+    """Refuse a checkpoint that has not what every one of the release has, or has more."""
+    kind = f"{path} is not a checkpoint of the TF-CLIP release with a vision transformer"
+    missing = [name for name in _NEEDED if name not in checkpoint]
     if missing:
-        raise WeightsError(
-            f"{path} is not a checkpoint of the TF-CLIP release with a vision transformer; "
-            f"it has no {['image_encoder.' + name for name in missing]}"
-        )
+        raise WeightsError(f"{kind}; it has no {missing}")
+    unknown = sorted(
+        name for name in checkpoint if name not in known and not _DEAD_NAMES.fullmatch(name)
+    )
+    if unknown:
+        raise WeightsError(f"{kind}; it also has {unknown[:3]}")
+    for name, ndim in _SIZING.items():
+        if name in checkpoint and (checkpoint[name].ndim != ndim or not checkpoint[name].numel()):
+            raise WeightsError(f"{kind}; its {name} has shape {tuple(checkpoint[name].shape)}")
 
 
 def _read_config(
-    path: Path,
-    ours: Mapping[str, Tensor],
-    neck: Neck,
-    clip_length: int,
-    frame_size: tuple[int, int] | None,
-    stride: int | None,
+    path: Path, ours: Mapping[str, Tensor], asked: TFCLIPConfig, frame_sizes: list[tuple[int, int]]
 ) -> TFCLIPConfig:
     """Read the sizes of a model off its tensors."""
     conv = ours["backbone.tower.conv1.weight"]
@@ -368,22 +378,13 @@ def _read_config(
     }
     released = {"width": 768, "layers": 12, "heads": 12, "patch_size": 16, "output_dim": 512}
     num_patches = len(ours["backbone.tower.positional_embedding"]) - 1
-    frame_size, stride = _find_grid(path, num_patches, patch, frame_size, stride)
-    cameras = ours.get("camera_embedding")
-    return TFCLIPConfig(
-        backbone="ViT-B-16",
+    frame_size, stride = _find_grid(path, num_patches, patch, frame_sizes, asked.stride)
+    return asked.replace(
         backbone_options={k: v for k, v in sizes.items() if released[k] != v},
         frame_size=frame_size,
         stride=None if stride == patch else stride,
-        clip_length=clip_length,
-        num_cameras=0 if cameras is None else len(cameras),
+        num_cameras=len(ours.get("camera_embedding", ())),
         temporal_depth=_count(ours, r"temporal\.diffusion\.diffusions\.(\d+)\."),
-        neck=neck,
-        descriptor=(
-            ("appearance", "projected", "temporal")
-            if neck == "before"
-            else ("appearance", "projected")
-        ),
     )
 
 
@@ -396,24 +397,23 @@ def _find_grid(
     path: Path,
     num_patches: int,
     patch: int,
-    frame_size: tuple[int, int] | None,
+    frame_sizes: list[tuple[int, int]],
     stride: int | None,
 ) -> tuple[tuple[int, int], int]:
-    """Find the frame size and stride that give this many patches; persons are 2:1."""
-    sizes = (
-        [frame_size]
-        if frame_size
-        else [(256, 128), *((2 * w, w) for w in range(patch, 1025, patch))]
-    )
-    strides = [stride] if stride else [patch, 12]
-    for size in sizes:
-        for step in strides:
-            if step <= patch and math.prod(patch_grid(size, patch, step)) == num_patches:
-                return size, step
-    raise ConfigError(
-        f"frame_size and stride must give the {num_patches} patches that {path} has positions for, "
-        f"got {frame_size} and {stride}; pass both"
-    )
+    """Find the frame size and stride that give this many patches."""
+    fitting = [
+        (size, step)
+        for size in frame_sizes
+        for step in ({patch, 12} if stride is None else {stride})
+        if step <= patch <= min(size) and math.prod(patch_grid(size, patch, step)) == num_patches
+    ]
+    if len(fitting) != 1:
+        found = " and ".join(f"{h} x {w} with stride {step}" for (h, w), step in fitting)
+        raise ConfigError(
+            f"frame_size and stride must be given for {path}, whose {num_patches} patches fit "
+            f"{found or 'none of those tried'}"
+        )
+    return fitting[0]
 
 
 def _tag_settings(name: str, tag: str) -> tuple[dict[str, Any], Activation]:
@@ -422,56 +422,81 @@ def _tag_settings(name: str, tag: str) -> tuple[dict[str, Any], Activation]:
 
     known = open_clip.pretrained.get_pretrained_cfg(name, tag)
     if not known:
-        build_backbone(TFCLIPConfig(backbone=name))  # an unknown name says so itself
+        with torch.device("meta"):
+            build_backbone(TFCLIPConfig(backbone=name))  # an unknown name says so itself
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ConfigError(
             f"pretrained must be a file or a tag of {name!r}, got {tag!r}; its tags are {tags}"
         )
-    settings = {name: tuple(known[name]) for name in ("mean", "std")}
-    if known.get("interpolation") in ("bilinear", "bicubic"):
+    # A name's own sizes may ask for QuickGELU where the record of the tag forgets it.
+    quick = known.get("quick_gelu") or (open_clip.get_model_config(name) or {}).get("quick_gelu")
+    return _pixel_settings(known), "quick_gelu" if quick else "gelu"
+
+
+def _clip_settings() -> dict[str, Any]:
+    """Return how OpenAI's CLIP wants its frames, and whoever trained one like it."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    return _pixel_settings(
+        {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
+    )
+
+
+def _pixel_settings(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config for the pixels, as open_clip or timm records them."""
+    settings: dict[str, Any] = {field: tuple(known[field]) for field in ("mean", "std")}
+    if known.get("interpolation") in get_args(Interpolation):
         settings["interpolation"] = known["interpolation"]
-    return settings, "quick_gelu" if known.get("quick_gelu") else "gelu"
+    return settings
 
 
 def _download(name: str, tag: str) -> Path:
     """Let open_clip fetch the weights of a tag."""
     import open_clip
 
+    known = open_clip.pretrained.get_pretrained_cfg(name, tag)
     try:
-        found = open_clip.pretrained.download_pretrained(
-            open_clip.pretrained.get_pretrained_cfg(name, tag)
-        )
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"the weights {tag!r} of {name!r} could not be downloaded: {error}"
-        ) from error
-    return Path(found)
+        return Path(open_clip.pretrained.download_pretrained(known))
+    except Exception as error:  # of the Hub's client, of urllib, or of the check of the file
+        raise _not_downloaded(name, tag, error) from error
 
 
 def _from_timm(cls: type[ModelT], name: str, tag: str, changes: dict[str, Any]) -> ModelT:
     """Build a model whose tower timm fetches."""
     import timm
 
-    architecture = name.removeprefix("timm:").partition(".")[0]
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(architecture + ".*")]
-    if timm.is_model(architecture) and tag not in tags:
+    architecture, _, own_tag = name.removeprefix("timm:").partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if timm.is_model(architecture) and (tag not in tags or own_tag not in ("", tag)):
         raise ConfigError(f"pretrained must be a tag of {name!r}, got {tag!r}; its tags are {tags}")
-    config = TFCLIPConfig(backbone=f"timm:{architecture}.{tag}", **changes)
-    try:
-        backbone = build_backbone(config, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"the weights {tag!r} of {name!r} could not be downloaded: {error}"
-        ) from error
-    known = backbone.tower.pretrained_cfg
-    settings: dict[str, Any] = {name: tuple(known[name]) for name in ("mean", "std")}
-    if known.get("interpolation") in ("bilinear", "bicubic"):
-        settings["interpolation"] = known["interpolation"]
-    model = cls(TFCLIPConfig(backbone=f"timm:{architecture}", **{**settings, **changes}))
-    load_weights(model.backbone.tower, backbone.tower.state_dict(), f"{architecture}.{tag}")
+    settings: dict[str, Any] = {}
+    if known := timm.get_pretrained_cfg(f"{architecture}.{tag}"):
+        _check_timm_activation(architecture, tag, known.notes)
+        settings = _pixel_settings(known.to_dict())
+    config = TFCLIPConfig(backbone=f"timm:{architecture}.{tag}", **{**settings, **changes})
+    model = cls(config)  # what does not fit says so before anything is downloaded
+    model.backbone = _download_timm(config)
     return model.eval()
 
 
-def _last_part(pretrained: str | Path) -> str:
-    """Return a tag, or the name of a file without the folders of the user's machine."""
-    return Path(pretrained).name
+def _check_timm_activation(architecture: str, tag: str, notes: tuple[str, ...] | None) -> None:
+    """Refuse weights of QuickGELU in a tower of GELU, which timm only notes."""
+    if "quickgelu" not in architecture and any("QuickGELU" in note for note in notes or ()):
+        right = architecture.replace("_clip_", "_clip_quickgelu_")
+        raise ConfigError(
+            f"backbone 'timm:{architecture}' computes GELU and the weights {tag!r} were trained "
+            f"with QuickGELU; name it 'timm:{right}'"
+        )
+
+
+def _download_timm(config: TFCLIPConfig) -> Backbone:
+    try:
+        return build_backbone(config, pretrained=True)
+    except Exception as error:  # of the Hub's client, of urllib, or of torch
+        architecture, _, tag = config.backbone.partition(".")
+        raise _not_downloaded(architecture, tag, error) from error
+
+
+def _not_downloaded(name: str, tag: str, error: Exception) -> WeightsError:
+    reason = str(error).strip().partition("\n")[0]
+    return WeightsError(f"the weights {tag!r} of {name!r} could not be downloaded: {reason}")
