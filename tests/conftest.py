@@ -15,6 +15,12 @@ from tfclip import TFCLIP, TFCLIPConfig
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small spend more time on waking threads than on computing."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Tensor]]:
     """Read one file of numbers recorded from the reference."""

@@ -41,15 +41,6 @@ def read_golden(name: str) -> dict[str, Tensor]:
     return load_file(GOLDEN / f"{name}.safetensors")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small spend more time on waking threads than on computing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def release() -> dict[str, Tensor]:
     """The recorded checkpoint, in the precision of the release."""

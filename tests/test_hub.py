@@ -30,6 +30,7 @@ from tfclip.card import model_card
 from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError, SaveError, WeightsError
 from tfclip.model import TFCLIP
+from tfclip.tensors import load_weights, read_safetensors
 
 CONFIG = TFCLIPConfig(
     backbone="ViT-B-16",
@@ -315,7 +316,7 @@ def test_the_report_names_what_is_missing_unexpected_or_of_another_shape():
     tensors["1.num_batches_tracked"] = torch.zeros(())
     tensors |= {f"head.{i}": torch.zeros(1) for i in range(5)}
     with pytest.raises(WeightsError) as error:
-        hub.load_weights(module, tensors, "the file")
+        load_weights(module, tensors, "the file")
     assert message_of(error) == (
         "the file does not fit Sequential: 1 missing (1.bias); "
         "5 unexpected (head.0, head.1, head.2, ...); "
@@ -347,7 +348,7 @@ def test_a_truncated_file_is_named(folder: Path, kept: int):
 
 def test_a_file_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"cannot read .*none\.safetensors: No such file"):
-        hub.read_safetensors(tmp_path / "none.safetensors")
+        read_safetensors(tmp_path / "none.safetensors")
 
 
 class Explosive:
@@ -369,7 +370,7 @@ def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path, name: str
     else:
         path.write_bytes(pickle.dumps({"weight": Explosive(trace)}))
     with pytest.raises(WeightsError, match=r"is a pickle, .* only `tfclip convert` reads") as error:
-        hub.read_safetensors(path)
+        read_safetensors(path)
     assert str(path) in message_of(error)
     assert not trace.exists()
     with path.open("rb") as file:

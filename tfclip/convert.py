@@ -21,8 +21,8 @@ from torch import Tensor
 from tfclip.backbones import Backbone, build_backbone, patch_grid
 from tfclip.config import Activation, Interpolation, Neck, TFCLIPConfig
 from tfclip.errors import ConfigError, WeightsError
-from tfclip.hub import load_weights, read_safetensors
 from tfclip.scripted import is_scripted, read_scripted
+from tfclip.tensors import load_weights, read_safetensors
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP

@@ -11,6 +11,7 @@ the table in ``tfclip.convert``; the code is our own.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -382,7 +383,8 @@ class TFCLIP(nn.Module):
         Args:
             name: An ``open_clip`` model name, or ``"timm:NAME"``.
             pretrained: A tag (``"openai"``, ``"laion2b_s34b_b88k"``, a timm tag), which is
-                downloaded, or a local file with CLIP's weights under OpenAI's names.
+                downloaded, or a local file with CLIP's weights under OpenAI's names; its frames
+                are taken to be normalised as OpenAI's are.
             changes: Fields of ``TFCLIPConfig``. For a local file that does not tell its activation,
                 ``activation`` must be given.
 
@@ -412,6 +414,8 @@ class TFCLIP(nn.Module):
 
 
 def part_widths(config: TFCLIPConfig) -> dict[str, int]:
-    """Return the width of each part of the embedding of a model, without its memory or time."""
-    with torch.device("meta"):
-        return TFCLIP(config).part_widths
+    """Return the width of each part of the embedding of a model."""
+    with torch.random.fork_rng(devices=[]):
+        with contextlib.suppress(RuntimeError), torch.device("meta"):  # without storage or time
+            return TFCLIP(config).part_widths
+        return TFCLIP(config).part_widths  # some timm towers need values while they are built
