@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Models this small spend more time on waking threads than on computing."""
+    """Models this small spend more time on waking threads than on computing.
+
+    Sums also round the same way in every process, here and in those that tests start.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
