@@ -84,9 +84,10 @@ def hardest_distances(features: Tensor, identities: Tensor) -> tuple[Tensor, Ten
             "identities must be at least two different ones for a triplet, "
             f"got {identities.unique().tolist()}"
         )
-    features = features.float()  # squares overflow in half precision
-    squares = features.square().sum(1)
-    squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
+    with _float32(features):  # squares overflow in half precision, and differences cancel
+        features = features.float()
+        squares = features.square().sum(1)
+        squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
     distances = squared.clamp_min(1e-12).sqrt()  # the gradient of a root at zero is infinite
     positive = distances.masked_fill(~same, -torch.inf).amax(1)
     negative = distances.masked_fill(same, torch.inf).amin(1)
@@ -109,23 +110,34 @@ def video_to_memory_logits(
         scale: Factor on the similarities (an inverse temperature).
 
     Returns:
-        Logits, ``(B, K)``.
+        Logits, ``(B, K)``, float32.
 
     Raises:
         ValueError: The shapes do not fit or the similarity is unknown.
+
+    Example:
+        >>> memory = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> video_to_memory_logits(torch.tensor([[3.0, 4.0]]), memory)
+        tensor([[3., 8.]])
     """
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"similarity must be 'dot' or 'cosine', got {similarity!r}")
-    if memory.shape[-1] != features.shape[-1] or memory.ndim not in (2, 3):
+    if features.ndim != 2:
+        raise ValueError(f"features must be (B, E), got shape {tuple(features.shape)}")
+    fits = memory.ndim in (2, 3) and memory.shape[-1] == features.shape[-1]
+    if not fits or (memory.ndim == 3 and len(memory) != len(features)):
+        batch, width = features.shape
         raise ValueError(
-            f"memory must be (K, E) or (B, K, E) with E = {features.shape[-1]}, "
+            f"memory must be (K, E) or (B, K, E) with B = {batch} and E = {width}, "
             f"got shape {tuple(memory.shape)}"
         )
-    if similarity == "cosine":
-        features, memory = F.normalize(features, dim=-1), F.normalize(memory, dim=-1)
-    if memory.ndim == 2:
-        return scale * features @ memory.T
-    return scale * torch.einsum("be,bke->bk", features, memory)
+    with _float32(features):  # raw dot products of half precision are coarse
+        features, memory = features.float(), memory.float()
+        if similarity == "cosine":
+            features, memory = F.normalize(features, dim=-1), F.normalize(memory, dim=-1)
+        if memory.ndim == 2:
+            return scale * (features @ memory.T)
+        return scale * torch.einsum("be,bke->bk", features, memory)
 
 
 def video_to_memory_loss(
@@ -174,3 +186,8 @@ def frame_loss(
     """
     labels = identities.repeat_interleave(num_frames)
     return identity_loss(logits, labels, label_smoothing=label_smoothing) / num_frames
+
+
+def _float32(like: Tensor) -> torch.autocast:
+    """Suspend mixed precision, which would compute products in half precision all the same."""
+    return torch.autocast(like.device.type, enabled=False)

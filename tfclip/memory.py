@@ -76,6 +76,28 @@ class CLIPMemory(nn.Module):
                 )
         return cls(centroids, present)
 
+    def update(self, features: Tensor, identities: Tensor, momentum: float) -> None:
+        """Move the rows of some identities towards new features: a momentum memory.
+
+        The reference never does; it is how later memories are kept (Yu et al., AAAI 2025).
+
+        Args:
+            features: Sequence features, ``(B, E)``; no gradient goes through them.
+            identities: The identity of each, ``(B,)``; all must have a row.
+            momentum: Share of the old row that stays; the rest is the identity's mean feature.
+
+        Raises:
+            ValueError: The lengths differ, a feature is not finite or an identity has no row.
+        """
+        means, present = identity_centroids(features.detach(), identities)
+        rows = torch.searchsorted(self.identities, present).clamp_max(len(self.identities) - 1)
+        strangers = present[self.identities[rows] != present]
+        if len(strangers):
+            raise ValueError(f"identities must have a row in the memory, got {strangers.tolist()}")
+        # A new tensor, not a write: the old one is still needed for the gradient of this batch.
+        moved = torch.lerp(means.to(self.centroids.dtype), self.centroids[rows], momentum)
+        self.centroids = self.centroids.index_copy(0, rows, moved)
+
     def forward(self) -> Tensor:
         """Return the centroids, ``(K, E)``."""
         return self.centroids

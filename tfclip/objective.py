@@ -81,7 +81,8 @@ class TFCLIPObjective(nn.Module):
         config: The configuration of the model that is trained.
         num_identities: Training identities, ``K``.
         memory: CLIP-Memory or centroids, ``(K, E)``; None when ``set_memory`` will give it.
-        loss: Weights of the terms: those of the ``"released"`` code or the ``"paper"``'s plain sum.
+        loss: Weights of the terms: those of the ``"released"`` code, the ``"paper"``'s plain sum,
+            or a weight for each term that counts, under the names of ``LOSS_WEIGHTS``.
         prompt: Variant of the Sequence-Specific Prompt, or ``"none"``: the memory stays as it is.
         prompt_depth: Decoder layers of the prompt.
         context: What the prompt looks at: the projected ``"tokens"`` averaged over frames, the
@@ -92,6 +93,8 @@ class TFCLIPObjective(nn.Module):
         margin: Of the triplet losses; None is the soft margin.
         label_smoothing: Of all identity losses.
         dropout: Of the prompt.
+        memory_momentum: How much of a memory row stays when a training batch has clips of its
+            identity, in [0, 1); the rest is their mean. None, the reference, fixes the memory.
 
     Raises:
         ValueError: An argument is wrong.
@@ -103,7 +106,7 @@ class TFCLIPObjective(nn.Module):
         num_identities: int,
         memory: CLIPMemory | Tensor | None = None,
         *,
-        loss: LossPreset = "released",
+        loss: LossPreset | Mapping[str, float] = "released",
         prompt: PromptVariant | Literal["none"] = "released",
         prompt_depth: int = 2,
         context: Context = "tokens",
@@ -113,16 +116,18 @@ class TFCLIPObjective(nn.Module):
         margin: float | None = 0.3,
         label_smoothing: float = 0.1,
         dropout: float = 0.1,
+        memory_momentum: float | None = None,
     ) -> None:
         super().__init__()
         if num_identities < 1:
             raise ValueError(f"num_identities must be at least 1, got {num_identities}")
-        if loss not in LOSS_WEIGHTS:
-            raise ValueError(f"loss must be one of {tuple(LOSS_WEIGHTS)}, got {loss!r}")
+        if memory_momentum is not None and not 0 <= memory_momentum < 1:
+            raise ValueError(f"memory_momentum must be in [0, 1), got {memory_momentum}")
         if context not in get_args(Context):
             raise ValueError(f"context must be one of {get_args(Context)}, got {context!r}")
         self.num_identities = num_identities
-        self.weights = LOSS_WEIGHTS[loss]
+        self.weights = _loss_weights(loss)
+        self.memory_momentum = memory_momentum
         self.context = context
         self.similarity: Similarity = similarity
         self.scope: Scope = scope
@@ -209,6 +214,8 @@ class TFCLIPObjective(nn.Module):
                 f"identities must be 0 to {self.num_identities - 1}, got {identities.tolist()}"
             )
         terms = {name: self._term(name, output, identities) for name in self.weights}
+        if self.training and self.memory_momentum is not None and self.memory is not None:
+            self.memory.update(output.projected, identities, self.memory_momentum)
         return Losses(terms, self.weights)
 
     def _term(self, name: str, output: TFCLIPOutput, identities: Tensor) -> Tensor:
@@ -234,6 +241,21 @@ class TFCLIPObjective(nn.Module):
             return batch_hard_triplet_loss(features, identities, margin=self.margin)
         logits = self.classifiers[part](self.necks[part](features))
         return identity_loss(logits, identities, label_smoothing=smoothing)
+
+
+def _loss_weights(loss: LossPreset | Mapping[str, float]) -> dict[str, float]:
+    """Return the weight of each term that counts."""
+    if isinstance(loss, str):
+        if loss not in LOSS_WEIGHTS:
+            raise ValueError(f"loss must be one of {tuple(LOSS_WEIGHTS)}, got {loss!r}")
+        return LOSS_WEIGHTS[loss]
+    unknown = sorted(set(loss) - set(LOSS_WEIGHTS["released"]))
+    if unknown or not loss:
+        raise ValueError(
+            f"loss must name some of the terms {tuple(LOSS_WEIGHTS['released'])}, "
+            f"got {sorted(loss)}"
+        )
+    return dict(loss)
 
 
 def _neck(width: int) -> nn.BatchNorm1d:
