@@ -420,7 +420,10 @@ def _say_untrained(name: str) -> None:
 def _search(options: argparse.Namespace) -> None:
     from tfclip.data.embeddings import EmbeddingTable
     from tfclip.data.search import search_table
+    from tfclip.visualize import check_matplotlib, draw_search
 
+    if options.picture:
+        check_matplotlib()
     queries = _pick(EmbeddingTable.load(options.queries), options.query, options.queries)
     gallery = EmbeddingTable.load(options.gallery)
     results = search_table(
@@ -434,8 +437,6 @@ def _search(options: argparse.Namespace) -> None:
         _print_results(queries, row, gallery, found)
     print("distance: squared Euclidean, 2 - 2 cos for vectors of length 1; smaller is nearer")
     if options.picture:
-        from tfclip.visualize import draw_search
-
         number = min(len(queries), _MAX_PICTURED_QUERIES)
         figure = draw_search(queries.select(range(number)), gallery, results[:number])
         with replace_when_done(options.picture) as temporary:

@@ -17,7 +17,7 @@ from tfclip.data.tracklets import Tracklet
 from tfclip.files import replace_when_done
 from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean_distance
 from tfclip.jobs import encode_to_file
-from tfclip.visualize import draw_search
+from tfclip.visualize import check_matplotlib, draw_search
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -71,6 +71,7 @@ def run_demo(
     """
     if num_cameras < 2:
         raise ValueError(f"num_cameras must be at least 2 to search across, got {num_cameras}")
+    check_matplotlib()
     out = Path(out)
     people = SyntheticTracklets(
         identities,

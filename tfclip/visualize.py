@@ -6,6 +6,7 @@ Figures are made without pyplot: they need no display and leave no state behind.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -220,16 +221,27 @@ def _same_camera(query: Shown, result: Shown) -> bool:
     return query.camera is not None and query.camera == result.camera
 
 
+def check_matplotlib() -> None:
+    """Refuse to begin work that ends in a picture, where none can be drawn.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing needs Matplotlib; install it with: pip install 'tfclip[viz]'"
+        ) from error
+
+
 class _Canvas:
     """A white sheet measured in inches from its lower left corner."""
 
     def __init__(self, width: float, height: float) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError(
-                "drawing needs Matplotlib; install it with: pip install 'tfclip[viz]'"
-            ) from error
+        check_matplotlib()
+        from matplotlib.figure import Figure
+
         self.figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
