@@ -124,12 +124,12 @@ PRESETS: dict[str, dict] = {
     "reference": {},
     "paper60": {"epochs": 60, "milestones": (30, 50), "new_module_multiplier": 10.0},
     "tiny": {
-        "epochs": 30,
+        "epochs": 8,
         "identities_per_batch": 8,
-        "learning_rate": 3e-4,
-        "temporal_classifier_multiplier": 1.0,
-        "warmup_epochs": 3,
-        "milestones": (20, 26),
+        "learning_rate": 5e-5,
+        "new_module_multiplier": 10.0,
+        "warmup_epochs": 1,
+        "milestones": (6,),
     },
 }
 

@@ -9,19 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfclip.data.clips import ClipDataset as ClipDataset
     from tfclip.data.embeddings import EmbeddingTable as EmbeddingTable
     from tfclip.data.embeddings import model_fingerprint as model_fingerprint
     from tfclip.data.readers import read_csv as read_csv
     from tfclip.data.readers import read_folder as read_folder
     from tfclip.data.readers import read_mot as read_mot
+    from tfclip.data.samplers import IdentitySampler as IdentitySampler
     from tfclip.data.search import search_table as search_table
     from tfclip.data.synthetic import SyntheticTracklets as SyntheticTracklets
     from tfclip.data.tracklets import Thumbnail as Thumbnail
     from tfclip.data.tracklets import Tracklet as Tracklet
     from tfclip.data.tracklets import load_thumbnails as load_thumbnails
+    from tfclip.data.transforms import ClipTransform as ClipTransform
+    from tfclip.data.transforms import ColourJitter as ColourJitter
+    from tfclip.data.transforms import RandomErasing as RandomErasing
 
 _HOMES = {
+    "ClipDataset": "clips",
+    "ClipTransform": "transforms",
+    "ColourJitter": "transforms",
     "EmbeddingTable": "embeddings",
+    "IdentitySampler": "samplers",
+    "RandomErasing": "transforms",
     "SyntheticTracklets": "synthetic",
     "Thumbnail": "tracklets",
     "Tracklet": "tracklets",
@@ -34,7 +44,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClipDataset",
+    "ClipTransform",
+    "ColourJitter",
     "EmbeddingTable",
+    "IdentitySampler",
+    "RandomErasing",
     "SyntheticTracklets",
     "Thumbnail",
     "Tracklet",

@@ -1,0 +1,298 @@
+r"""Train TF-CLIP: from the memory of the training set to a model folder, readable top to bottom.
+
+    python examples/train.py synthetic --preset tiny --init tiny --out runs/tiny
+    python examples/train.py crops/train --test crops/test --layout "{person}/{camera}" \
+        --cameras --bf16 --out runs/crops
+
+The first trains the bundled model on drawn people; the second the paper's model on a folder (or a
+CSV table), as the released code does. The same command again goes on where the last epoch ended,
+and gives on a CPU the same weights, bit for bit, as if it had never been interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pretrain import TINY, pretrain
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from tfclip import TFCLIP, CLIPMemory, TFCLIPConfig, TFCLIPObjective
+from tfclip.data import SyntheticTracklets, Tracklet, read_csv, read_folder
+from tfclip.data.clips import ClipDataset
+from tfclip.data.samplers import IdentitySampler
+from tfclip.data.transforms import ClipTransform, ColourJitter, RandomErasing
+from tfclip.files import replace_when_done
+from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean_distance
+from tfclip.memory_building import build_memory
+from tfclip.training import PRESETS, Recipe
+
+logger = logging.getLogger("train")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, evaluate and save."""
+    options = parse(arguments)
+    out, device = Path(options.out), torch.device(options.device)
+    torch.manual_seed(options.seed)
+    recipe = Recipe(**{**PRESETS[options.preset], **options.settings["recipe"]})
+    train_set, test_set, num_queries = load_tracklets(options)
+
+    # What is trained, on what, against which memory.
+    checkpoint = load_checkpoint(out / "last.pt", options)
+    log: list[dict[str, Any]] = checkpoint["log"] if checkpoint else []
+    writer = open_tensorboard(out, len(log)) if options.tensorboard else None
+    model = build_model(options, train_set, checkpoint).to(device)
+    erasing = RandomErasing(legacy=options.legacy_erasing)
+    transform = ClipTransform(erasing=erasing, jitter=ColourJitter() if options.jitter else None)
+    clips = ClipDataset(train_set, model.config, transform, seed=options.seed)
+    if checkpoint:
+        memory = CLIPMemory(checkpoint["objective"]["memory.centroids"])
+    else:
+        cache = out / "memory.safetensors"
+        memory = build_memory(model, train_set, clips.identities, cache=cache, progress=True)
+    objective = TFCLIPObjective(
+        model.config, len(clips.people), memory, **options.settings["objective"]
+    ).to(device)
+    model.backbone.set_gradient_checkpointing(options.gradient_checkpointing)
+
+    optimizer = recipe.optimizer(model, objective)
+    schedule = recipe.schedule(optimizer)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
+    averaged = cast("TFCLIP", average.module)
+    state = {"model": model, "objective": objective, "optimizer": optimizer}
+    state |= {"schedule": schedule, "average": average}
+    if checkpoint:
+        for name, part in state.items():
+            part.load_state_dict(checkpoint[name])
+        torch.set_rng_state(checkpoint["random"])
+        logger.info("going on after epoch %d of %d", len(log), recipe.epochs)
+
+    sizes = recipe.identities_per_batch, recipe.tracklets_per_identity
+    sampler = IdentitySampler(clips.identities, *sizes, seed=options.seed, numbered=True)
+    loader = DataLoader(clips, batch_sampler=sampler, num_workers=options.workers)
+    lengths = [len(sampler.draw(epoch)) for epoch in range(recipe.epochs)]
+    progress = tqdm(total=sum(lengths), initial=sum(lengths[: len(log)]), unit="step")
+    for epoch in range(len(log), recipe.epochs):
+        sampler.set_epoch(epoch)
+        clips.set_epoch(epoch)
+        entry: dict[str, Any] = {"epoch": epoch + 1, "rate": schedule.get_last_lr()[0]}
+        entry |= train_epoch(options, loader, lengths[epoch], state, progress)
+        schedule.step()
+        if test_set and ((epoch + 1) % options.evaluate_every == 0 or epoch + 1 == recipe.epochs):
+            result = evaluate(averaged, test_set, num_queries)
+            entry |= {"mAP": result.mAP, "rank1": result.rank(1), "rank5": result.rank(5)}
+            entry["protocol"] = result.protocol
+        log.append(entry)
+        scores = [known["rank1"] + known["mAP"] for known in log if "mAP" in known]
+        if options.select_on_test and "mAP" in entry and scores[-1] == max(scores):
+            logger.warning("epoch %d is the best on the TEST set: its scores flatter", epoch + 1)
+            save_model(averaged, out / "best-on-test", options)
+        save_checkpoint(out, options, state, log)
+        report(entry, progress, writer)
+    progress.close()
+    save_model(averaged, out / "model", options)
+    logger.info("saved %s", out / "model")
+
+
+def train_epoch(
+    options: argparse.Namespace,
+    loader: DataLoader,
+    num_batches: int,
+    state: dict[str, Any],
+    progress: tqdm,
+) -> dict[str, float]:
+    """Train for one epoch; return the mean of every loss."""
+    model, objective, optimizer = state["model"], state["objective"], state["optimizer"]
+    model.train()
+    objective.train()
+    device, preprocess = model.device, loader.dataset.preprocess  # type: ignore[attr-defined]
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(loader, start=1):
+        frames = preprocess.normalize(batch.frames.to(device, non_blocking=True))
+        cameras = batch.camera.to(device) if model.config.num_cameras else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+            losses = objective(model(frames, cameras), batch.identity.to(device))
+        (losses.total / options.accumulate).backward()
+        if number % options.accumulate == 0 or number == num_batches:
+            optimizer.step()
+            optimizer.zero_grad()
+            state["average"].update_parameters(model)
+        for name, value in {"loss": losses.total, **losses}.items():
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
+        progress.update()
+    means = {name: float(value) / num_batches for name, value in sums.items()}
+    if not math.isfinite(means["loss"]):
+        raise SystemExit(f"the loss is {means['loss']}; nothing of this epoch was saved")
+    return means
+
+
+def evaluate(model: TFCLIP, tracklets: list[Tracklet], num_queries: int | None) -> RankingResult:
+    """Search the queries, or every tracklet, among all; the standard protocol."""
+    people = [tracklet.person for tracklet in tracklets]
+    cameras = [tracklet.camera for tracklet in tracklets]
+    known = cameras if model.config.num_cameras else None
+    embeddings = model.encode_sequences([tracklet.open() for tracklet in tracklets], known)
+    distance = squared_euclidean_distance(embeddings[:num_queries], embeddings)
+    return evaluate_ranking(distance, people[:num_queries], people, cameras[:num_queries], cameras)
+
+
+def load_tracklets(
+    options: argparse.Namespace,
+) -> tuple[list[Tracklet], list[Tracklet], int | None]:
+    """Return training and test tracklets, and how many of the latter, at the front, are queries."""
+    if options.data == "synthetic":
+        drawn = {"num_cameras": 12, "tracklets_per_camera": 1, "frame_size": TINY.frame_size}
+        drawn |= {"seed": options.seed, **options.settings["synthetic"]}
+        train = SyntheticTracklets(**{"num_identities": 160, **drawn})
+        unseen = {"first_identity": train.num_identities, "first_camera": train.num_cameras}
+        test = SyntheticTracklets(**{"num_identities": 60, **drawn, **unseen, "num_cameras": 4})
+        # Drawn now, so that no epoch has to do it again.
+        return list(tqdm(train, unit="tracklet")), list(tqdm(test, unit="tracklet")), None
+    query, test = (
+        read(path, options.layout) if path else [] for path in (options.query, options.test)
+    )
+    return read(options.data, options.layout), query + test, len(query) or None
+
+
+def read(path: str, layout: str) -> list[Tracklet]:
+    """Read a CSV table or a folder."""
+    return read_csv(path) if path.endswith(".csv") else read_folder(path, layout)
+
+
+def build_model(
+    options: argparse.Namespace, train_set: list[Tracklet], checkpoint: dict[str, Any] | None
+) -> TFCLIP:
+    """Return the model to train: the image tower of ``--init``, everything else random."""
+    if checkpoint:
+        return TFCLIP(TFCLIPConfig.from_dict(checkpoint["config"]))
+    changes = dict(options.settings["model"])
+    if options.cameras:
+        numbers = [-1 if tracklet.camera is None else tracklet.camera for tracklet in train_set]
+        changes.setdefault("num_cameras", 1 + max(numbers))
+    if options.init == "random":
+        return TFCLIP(TINY.replace(**changes))
+    if options.init == "tiny":
+        folder = Path(options.out, "tower")
+        if not (folder / "config.json").exists():
+            cue = options.settings["synthetic"].get("cue", "appearance")
+            tower = pretrain(TINY, cue=cue, seed=options.seed, device=options.device)
+            tower.save_pretrained(folder)
+        start = TFCLIP.from_pretrained(folder)
+    elif Path(options.init).is_dir():
+        start = TFCLIP.from_pretrained(options.init)
+    else:  # the reference's pixel statistics are ImageNet's, whatever the tower was trained with
+        usual = TFCLIPConfig()
+        start = TFCLIP.from_clip(
+            "ViT-B-16", options.init, mean=usual.mean, std=usual.std, descriptor=usual.descriptor
+        )
+    model = TFCLIP(start.config.replace(**changes))
+    model.backbone.load_state_dict(start.backbone.state_dict())
+    return model
+
+
+def save_checkpoint(
+    out: Path, options: argparse.Namespace, state: dict[str, Any], log: list[dict[str, Any]]
+) -> None:
+    """Write all that the next epoch depends on; a reader sees the old file or the whole new one."""
+    checkpoint = {name: part.state_dict() for name, part in state.items()}
+    checkpoint["config"] = state["model"].config.to_dict()
+    checkpoint |= {"log": log, "random": torch.get_rng_state(), "settings": lasting(options)}
+    with replace_when_done(out / "last.pt") as temporary:
+        torch.save(checkpoint, temporary)
+    with replace_when_done(out / "log.json") as temporary:
+        temporary.write_text(json.dumps(log, indent=1))
+
+
+def load_checkpoint(path: Path, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the checkpoint of this training, if there is one."""
+    if not path.exists():
+        return None
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if checkpoint["settings"] != lasting(options):
+        raise SystemExit(f"{path} has other settings: {checkpoint['settings']}; use another --out")
+    return checkpoint
+
+
+def lasting(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that must be the same after an interruption."""
+    free = ("out", "workers", "tensorboard", "device")
+    return {name: value for name, value in vars(options).items() if name not in free}
+
+
+def save_model(model: TFCLIP, folder: Path, options: argparse.Namespace) -> None:
+    """Write a model folder that ``TFCLIP.from_pretrained`` loads."""
+    trained = {"trained_by": f"examples/train.py, {options.preset} recipe, on {options.data}"}
+    model.config = model.config.replace(provenance={**model.config.provenance, **trained})
+    model.save_pretrained(folder)
+
+
+def open_tensorboard(out: Path, num_finished: int) -> Any:
+    """Return a writer of TensorBoard's files, which forgets epochs that were not finished."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SystemExit("--tensorboard needs: pip install 'tfclip[train]'") from None
+    return SummaryWriter(out, purge_step=num_finished + 1)
+
+
+def report(entry: dict[str, Any], progress: tqdm, writer: Any) -> None:
+    """Say in a line how an epoch went."""
+    numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    progress.write(f"epoch {entry['epoch']}  {shown}")
+    for name, value in numbers.items() if writer else ():
+        writer.add_scalar(name, value, entry["epoch"])
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("data", help="a folder of crops, a CSV table, or 'synthetic'")
+    add("--out", required=True, help="folder for checkpoints, log and the model")
+    add("--test", help="folder or table to test on")
+    add("--query", help="folder or table of queries; the gallery is then queries and test")
+    add("--layout", default="auto", help="how folders are named; see tfclip.data.read_folder")
+    add("--preset", default="reference", choices=PRESETS, help="learning rates and epochs")
+    add("--init", default="openai", help="a tag of CLIP's ViT-B-16, a folder, 'tiny' or 'random'")
+    add("--set", nargs="*", default=[], metavar="SECTION.NAME=VALUE", dest="changes",
+        help="change a field of the model, objective, recipe or synthetic data")  # fmt: skip
+    add("--cameras", action="store_true", help="tell the model the camera, as the reference does")
+    add("--jitter", action="store_true", help="also change colours; the reference does not")
+    add("--legacy-erasing", action="store_true", help="erase at the reference's wrong place")
+    add("--bf16", action="store_true", help="mixed precision")
+    add("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    add("--accumulate", type=int, default=1, help="batches for one step of the optimizer")
+    add("--ema", type=float, default=0.0, help="average the weights with this decay, e.g. 0.999")
+    add("--evaluate-every", type=int, default=10, help="epochs")
+    add("--select-on-test", action="store_true", help="also keep the best on the test set")
+    add("--tensorboard", action="store_true")
+    add("--workers", type=int, default=0, help="processes that read clips")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    options.settings = {name: {} for name in ("model", "objective", "recipe", "synthetic")}
+    for change in options.changes:
+        place, _, value = change.partition("=")
+        section, _, name = place.partition(".")
+        if section not in options.settings:
+            parser.error(f"--set takes {', '.join(options.settings)}, got {change!r}")
+        try:
+            options.settings[section][name] = json.loads(value)
+        except json.JSONDecodeError:
+            options.settings[section][name] = value
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return options
+
+
+if __name__ == "__main__":
+    main()
