@@ -1,0 +1,138 @@
+"""``tfclip encode``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfclip.cli.shared import UsageError, add_command, add_model, load_model, natural, positive
+
+if TYPE_CHECKING:
+    from tfclip.data.tracklets import Tracklet
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(
+        commands,
+        "encode",
+        run,
+        "tracklets to a file of embeddings",
+        """
+Turn every tracklet of SOURCE into one vector and write them to one file.
+
+SOURCE is a folder of tracklets, each a folder of images (see --layout); a .csv
+table with a row for each frame (columns: tracklet, path, and if known frame,
+person, camera, left, top, width, height); or a video, or folder of its frames,
+with --boxes. Finished work is kept in FILE.parts until all is done: after an
+interruption the same command goes on. FILE holds personal data; only you can
+read it.
+
+Example:
+  tfclip encode crops/ --layout "{person}/{camera}/{tracklet}" --out gallery.safetensors
+  tfclip encode street.mp4 --boxes tracks.txt --camera 0 --out queries.safetensors
+""",
+    )
+    command.set_defaults(resumes=True)
+    command.add_argument("source", type=Path, metavar="SOURCE")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".safetensors or .parquet"
+    )
+    add_model(command)
+    command.add_argument(
+        "--boxes", type=Path, metavar="TXT", help="tracks of the video, in MOT format"
+    )
+    command.add_argument(
+        "--layout",
+        type=_layout,
+        default="auto",
+        help="auto (default), mars, or folder names as in {person}/{camera}/{tracklet}",
+    )
+    command.add_argument(
+        "--camera-names",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="texts that {camera} can be, in the order of their numbers from 0",
+    )
+    command.add_argument(
+        "--camera", type=natural, metavar="N", help="camera of all tracklets, from 0"
+    )
+    command.add_argument(
+        "--use-cameras",
+        action="store_true",
+        help="tell the model the cameras: only if it was trained with these very ones",
+    )
+    command.add_argument(
+        "--sampling",
+        choices=("dense", "rrs", "all"),
+        default="dense",
+        help="dense (default): all frames, in clips; rrs: a few, evenly spread; all: one clip",
+    )
+    command.add_argument(
+        "--batch-frames", type=positive, default=64, metavar="N", help="frames at once (64)"
+    )
+
+
+def _layout(text: str) -> str:
+    if text not in ("auto", "mars"):
+        from tfclip.data.readers import compile_layout
+
+        try:
+            compile_layout(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def run(options: argparse.Namespace) -> None:
+    """Encode tracklets to a file."""
+    from tfclip.jobs import check_output, encode_to_file
+
+    check_output(options.out)
+    tracklets = _read_tracklets(options)
+    model, revision, fingerprint = load_model(options)
+    start = time.monotonic()
+    table = encode_to_file(
+        model,
+        tracklets,
+        options.out,
+        model_name=options.model,
+        revision=revision,
+        fingerprint=fingerprint,
+        sampling=options.sampling,
+        use_cameras=options.use_cameras,
+        batch_frames=options.batch_frames,
+        progress=True,
+    )
+    frames = sum(count or 0 for count in table.num_frames)
+    print(
+        f"{len(table)} tracklets of {frames} frames to vectors of {table.embeddings.shape[1]} "
+        f"numbers in {time.monotonic() - start:.1f} s: {options.out}"
+    )
+
+
+def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:
+    import dataclasses
+
+    from tfclip.data.readers import read_csv, read_folder, read_mot
+    from tfclip.video import VIDEO_SUFFIXES
+
+    source: Path = options.source
+    is_table = source.suffix.lower() == ".csv"
+    if (options.boxes or is_table) and (options.layout != "auto" or options.camera_names):
+        raise UsageError("--layout and --camera-names are for folders of tracklets")
+    if options.boxes:
+        tracklets = read_mot(source, options.boxes)
+    elif is_table:
+        tracklets = read_csv(source)
+    elif source.suffix.lower() in VIDEO_SUFFIXES:
+        raise UsageError(f"a video needs --boxes, a file of tracks in MOT format: {source}")
+    else:
+        tracklets = read_folder(source, options.layout, cameras=options.camera_names)
+    if options.camera is None:
+        return tracklets
+    if any(tracklet.camera is not None for tracklet in tracklets):
+        raise UsageError(f"--camera is for sources that do not tell it, and {source} does")
+    return [dataclasses.replace(tracklet, camera=options.camera) for tracklet in tracklets]

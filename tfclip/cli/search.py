@@ -1,0 +1,118 @@
+"""``tfclip search``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfclip.cli.shared import PICTURE_SUFFIXES, UsageError, add_command, picture_path, positive
+from tfclip.files import replace_when_done
+
+if TYPE_CHECKING:
+    from tfclip.data.embeddings import EmbeddingTable
+    from tfclip.data.search import Found
+
+_MAX_PICTURED_QUERIES = 8
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(
+        commands,
+        "search",
+        run,
+        "nearest tracklets of a gallery",
+        """
+Find, for each tracklet of one file of embeddings, the nearest of another.
+
+The distance is squared Euclidean between vectors of length 1, which is
+2 - 2 cos: 0 is the same direction, 4 the opposite; smaller is nearer. Both files
+must come from one model.
+
+Example:
+  tfclip search queries.safetensors gallery.safetensors --top 10 --picture ranked.png
+""",
+    )
+    command.add_argument("queries", type=Path, metavar="QUERIES", help="a file of tfclip encode")
+    command.add_argument("gallery", type=Path, metavar="GALLERY", help="another, or the same")
+    command.add_argument("--top", type=positive, default=5, metavar="K", help="results (5)")
+    command.add_argument(
+        "--query", action="append", metavar="NAME", help="only this query; may be repeated"
+    )
+    command.add_argument(
+        "--exclude-same-camera", action="store_true", help="leave out the query's own camera"
+    )
+    command.add_argument(
+        "--exclude-same-name",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave out the query itself where it is in the gallery (default)",
+    )
+    command.add_argument(
+        "--picture",
+        type=picture_path,
+        metavar="FILE",
+        help=f"draw the first {_MAX_PICTURED_QUERIES} queries: {', '.join(PICTURE_SUFFIXES)}",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search one file of embeddings in another."""
+    from tfclip.data.embeddings import EmbeddingTable
+    from tfclip.data.search import search_table
+    from tfclip.visualize import check_matplotlib, draw_search
+
+    if options.picture:
+        check_matplotlib()
+    queries = _pick(EmbeddingTable.load(options.queries), options.query, options.queries)
+    gallery = EmbeddingTable.load(options.gallery)
+    results = search_table(
+        queries,
+        gallery,
+        top=options.top,
+        exclude_same_name=options.exclude_same_name,
+        exclude_same_camera=options.exclude_same_camera,
+    )
+    for row, found in enumerate(results):
+        _print_results(queries, row, gallery, found)
+    print("distance: squared Euclidean, 2 - 2 cos for vectors of length 1; smaller is nearer")
+    if options.picture:
+        number = min(len(queries), _MAX_PICTURED_QUERIES)
+        figure = draw_search(queries.select(range(number)), gallery, results[:number])
+        with replace_when_done(options.picture) as temporary:
+            figure.savefig(temporary)
+        print(f"picture of {number} of {len(queries)} queries: {options.picture}")
+
+
+def _pick(table: EmbeddingTable, names: Sequence[str] | None, path: Path) -> EmbeddingTable:
+    if names is None:
+        return table
+    unknown = [name for name in names if name not in table.names]
+    if unknown:
+        raise UsageError(f"--query: there is no tracklet {unknown[0]!r} in {path}")
+    return table.select([table.names.index(name) for name in names])
+
+
+def _print_results(
+    queries: EmbeddingTable, row: int, gallery: EmbeddingTable, found: Sequence[Found]
+) -> None:
+    print(f"query {queries.names[row]} (person {_known(queries.persons[row])}, ", end="")
+    print(f"camera {_known(queries.cameras[row])})")
+    lines: list[tuple[str, ...]] = [("rank", "distance", "name", "person", "camera")]
+    for rank, (place, distance) in enumerate(found, start=1):
+        facts = (gallery.names[place], gallery.persons[place], gallery.cameras[place])
+        lines.append((str(rank), f"{distance:.4f}", *map(_known, facts)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for rank, distance, *facts in lines:
+        texts = [text.ljust(width) for text, width in zip(facts, widths[2:], strict=True)]
+        numbers = f"{rank.rjust(widths[0])}  {distance.rjust(widths[1])}"
+        print(f"  {numbers}  {'  '.join(texts)}".rstrip())
+    if not found:
+        print("  nothing is left of the gallery")
+    print()
+
+
+def _known(value: object) -> str:
+    return "?" if value is None else str(value)

@@ -1,0 +1,109 @@
+"""What the commands share: arguments, checks, and loading a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfclip.errors import TFCLIPError
+
+if TYPE_CHECKING:
+    from tfclip.model import TFCLIP
+
+PICTURE_SUFFIXES = (".jpg", ".pdf", ".png", ".svg")
+
+
+class UsageError(Exception):
+    """Arguments that contradict each other; argparse reports it."""
+
+
+def add_command(commands: Any, name: str, run: Any, summary: str, text: str) -> Any:
+    """Add a command; ``text`` is its description and, from the line "Example:" on, its example."""
+    description, _, epilog = text.partition("\nExample")
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description.strip(),
+        epilog=f"example{epilog.rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run, parser=command, resumes=False)
+    return command
+
+
+def add_model(command: Any) -> None:
+    """Add the options that say which model runs where."""
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: cuda if there is one")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(float32)"
+    )
+    command.add_argument(
+        "--model",
+        default="tfclip-tiny",
+        metavar="NAME",
+        help="a folder, a Hub repository owner/name or a bundled model (tfclip-tiny)",
+    )
+    command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+
+
+def natural(text: str) -> int:
+    """Read a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1 on."""
+    number = natural(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return number
+
+
+def picture_path(text: str) -> Path:
+    """Read a path that ends as a picture does."""
+    path = Path(text)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f"must end in one of {', '.join(PICTURE_SUFFIXES)}, got {text!r}"
+        )
+    return path
+
+
+def load_model(options: argparse.Namespace) -> tuple[TFCLIP, str | None, str]:
+    """Return the model, its revision and its fingerprint, which is that of the weights as saved."""
+    import torch
+
+    from tfclip import hub
+    from tfclip.data.embeddings import model_fingerprint
+    from tfclip.model import TFCLIP
+
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"--device {name} cannot be used: {reason}") from error
+    try:
+        # A branch may move on between two runs; the commit that it is now does not.
+        source = hub.find(options.model, revision=options.revision).source
+    except ValueError as error:
+        if isinstance(error, TFCLIPError):
+            raise
+        raise UsageError(f"--revision: {error}") from error
+    commit = source.rpartition("@")[2] if source.startswith(f"{options.model}@") else None
+    model = TFCLIP.from_pretrained(options.model, revision=commit)
+    if model.config.provenance.get("weights") == "random":
+        _say_untrained(options.model)
+    return model.to(device, getattr(torch, options.dtype)), commit, model_fingerprint(model)
+
+
+def _say_untrained(name: str) -> None:
+    print(
+        f"tfclip: the weights of {name} are random, untrained: expect nothing of its vectors",
+        file=sys.stderr,
+    )
