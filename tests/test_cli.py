@@ -590,7 +590,10 @@ def test_the_demo_shows_the_whole_path(tmp_path, model_folder, capsys):
     assert run(*arguments) == 0
     text = capsys.readouterr().out
     assert "(untrained)" in text
+    assert "untrained weights" in text
     assert "colour histogram" in text
+    assert "rank-5" in text
     assert "protocol: 9 of 9 queries have a match in a gallery of 9" in text
     assert len(EmbeddingTable.load(out / "embeddings.safetensors")) == 9
     assert width_of(out / "ranked.png") > 500
+    assert width_of(out / "cmc.png") > 500

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tfclip.data import EmbeddingTable, SyntheticTracklets, Thumbnail, search_table
 from tfclip.errors import MissingExtraError
-from tfclip.visualize import Shown, contact_sheet, draw_search, ranked_list
+from tfclip.functional import evaluate_ranking
+from tfclip.visualize import Shown, cmc_curves, contact_sheet, draw_search, ranked_list
 
 
 def picture(value=0, height=64, width=32):
@@ -133,3 +134,26 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tfclip\[viz\]'"):
         contact_sheet([picture()])
+
+
+def test_a_curve_goes_through_the_measured_shares_and_says_whose_it_is():
+    distance = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.3, 0.2]])
+    result = evaluate_ranking(distance, [1, 2], [1, 2, 3], [0, 0], [1, 1, 1])  # at ranks 1 and 3
+    figure = cmc_curves({"a": result, "$b$": result}, title="Curves")
+    (axes,) = figure.axes
+    for line in axes.lines:
+        assert np.asarray(line.get_xdata()).tolist() == [1, 2, 3]
+        assert np.asarray(line.get_ydata()).tolist() == [0.5, 0.5, 1.0]
+    legend = axes.get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["a: mAP 66.7%, rank-1 50.0%", "$b$: mAP 66.7%, rank-1 50.0%"]
+    assert "2 of 2 queries" in figure.texts[-1].get_text()
+    assert render(figure).std() > 1
+    (short,) = cmc_curves({"a": result}, max_rank=2).axes
+    assert np.asarray(short.lines[0].get_xdata()).tolist() == [1, 2]
+
+
+def test_curves_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="results and max_rank must be at least one"):
+        cmc_curves({})

@@ -17,9 +17,11 @@ from tfclip.data.tracklets import Tracklet
 from tfclip.files import replace_when_done
 from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean_distance
 from tfclip.jobs import encode_to_file
-from tfclip.visualize import check_matplotlib, draw_search
+from tfclip.visualize import check_matplotlib, cmc_curves, draw_search
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tfclip.model import TFCLIP
 
 # Another seed is another world, and no training draws from one this far: nobody here was seen.
@@ -35,10 +37,12 @@ class DemoReport(NamedTuple):
     num_tracklets: int
     num_frames: int
     model: RankingResult
+    untrained: RankingResult
     histogram: RankingResult
     people: Path
     embeddings: Path
     picture: Path
+    curves: Path
 
 
 def run_demo(
@@ -52,11 +56,12 @@ def run_demo(
     seed: int = 0,
     progress: bool = False,
 ) -> DemoReport:
-    """Search drawn people across cameras, and compare with a colour histogram.
+    """Search drawn people across cameras, and compare with untrained weights and a histogram.
 
     Args:
         model: The encoder.
-        out: Folder to write to: the drawn frames, the embeddings and a picture of the results.
+        out: Folder to write to: the drawn frames, the embeddings, a picture of the results and the
+            curves of the three (cumulative match characteristics).
         model_name: What the file of embeddings calls the model.
         fingerprint: As in ``encode_to_file``.
         identities: How many people.
@@ -94,17 +99,36 @@ def run_demo(
         progress=progress,
     )
     histograms = torch.stack([_colour_histogram(tracklet) for tracklet in tracklets])
-    picture = out / "ranked.png"
-    _draw(table, picture)
-    return DemoReport(
+    untrained = _untrained(model).encode_sequences([tracklet.open() for tracklet in tracklets])
+    report = DemoReport(
         num_tracklets=len(table),
         num_frames=sum(count or 0 for count in table.num_frames),
         model=_evaluate(table.embeddings, tracklets),
+        untrained=_evaluate(untrained, tracklets),
         histogram=_evaluate(histograms, tracklets),
         people=folder,
         embeddings=out / "embeddings.safetensors",
-        picture=picture,
+        picture=out / "ranked.png",
+        curves=out / "cmc.png",
     )
+    _save(_ranked(table), report.picture)
+    results = {
+        model_name or "model": report.model,
+        "untrained weights": report.untrained,
+        "colour histogram": report.histogram,
+    }
+    title = "Drawn people, searched in other cameras"
+    _save(cmc_curves(results, max_rank=10, title=title), report.curves)
+    return report
+
+
+def _untrained(model: TFCLIP) -> TFCLIP:
+    """Return a model of the same shape with random weights, the same ones each time."""
+    from tfclip.model import TFCLIP
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TFCLIP(model.config).to(model.device, model.dtype).eval()
 
 
 def _evaluate(embeddings: torch.Tensor, tracklets: Sequence[Tracklet]) -> RankingResult:
@@ -131,10 +155,13 @@ def _colour_histogram(tracklet: Tracklet) -> torch.Tensor:
     return torch.from_numpy(np.sqrt(shares).ravel()).float()
 
 
-def _draw(table: EmbeddingTable, path: Path) -> None:
+def _ranked(table: EmbeddingTable) -> Figure:
     step = max(1, len(table) // _PICTURED)
     queries = table.select(range(0, len(table), step)[:_PICTURED])
     results = search_table(queries, table, top=8, exclude_same_camera=True)
-    figure = draw_search(queries, table, results, title="Drawn people, found in other cameras")
+    return draw_search(queries, table, results, title="Drawn people, found in other cameras")
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replace_when_done(path) as temporary:
         figure.savefig(temporary)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from tfclip.data.embeddings import EmbeddingTable
     from tfclip.data.search import Found
+    from tfclip.functional import RankingResult
 
 _INK = "#1f2328"
 _MUTED = "#656d76"
@@ -40,6 +42,8 @@ _QUERY_GAP = 0.3
 _CAPTION = 0.5
 _DPI = 150
 _DASHES = (0, (2.2, 1.2))
+# Of lines, in order, also told apart without colour: each has a marker of its own.
+_LINES = (("#1f5fbf", "o"), ("#c26a12", "s"), ("#6f7780", "^"), ("#7a3fb0", "D"), ("#1a8f4c", "v"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,6 +208,70 @@ def contact_sheet(
         below = top - _PICTURE[1] - 0.12
         canvas.write(left + _PICTURE[0] / 2, below, label, size=7, color=_MUTED, ha="center")
     return canvas.figure
+
+
+def cmc_curves(
+    results: Mapping[str, RankingResult], *, max_rank: int = 20, title: str | None = None
+) -> Figure:
+    """Draw cumulative match characteristics: how many queries have found their person by rank k.
+
+    Each line bears its name, its mAP and its rank-1; the protocol of the first result stands below.
+
+    Args:
+        results: Evaluations by name, in the order of the legend; best of one protocol.
+        max_rank: Last rank drawn; a result measured to fewer ends earlier.
+        title: Text above; None for none.
+
+    Raises:
+        ValueError: There is no result, or ``max_rank`` is less than 1.
+        MissingExtraError: Matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from tfclip.functional import evaluate_ranking
+        >>> distance = torch.tensor([[0.1, 0.2], [0.3, 0.1]])
+        >>> result = evaluate_ranking(distance, [1, 2], [2, 1], [0, 0], [1, 1])
+        >>> cmc_curves({"a model": result}).savefig("cmc.png")  # doctest: +SKIP
+    """
+    if not results or max_rank < 1:
+        raise ValueError(
+            f"results and max_rank must be at least one, got {len(results)} results, {max_rank}"
+        )
+    check_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(6.4, 4.4), dpi=_DPI, facecolor="white")
+    axes = figure.add_axes((0.11, 0.2, 0.85, 0.7 if title else 0.76))
+    for number, (name, result) in enumerate(results.items()):
+        color, marker = _LINES[number % len(_LINES)]
+        shares = result.cmc[:max_rank].tolist()
+        axes.plot(
+            range(1, len(shares) + 1),
+            shares,
+            color=color,
+            marker=marker,
+            markersize=4.5,
+            markeredgecolor="white",
+            linewidth=1.8,
+            label=f"{name}: mAP {result.mAP:.1%}, rank-1 {result.rank(1):.1%}",
+        )
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("rank", color=_INK, fontsize=9)
+    axes.set_ylabel("queries that have found their person", color=_INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.tick_params(labelsize=8, colors=_MUTED, length=0)
+    axes.grid(color=_EMPTY, linewidth=0.9)
+    axes.spines[:].set_visible(False)
+    legend = axes.legend(loc="lower right", fontsize=8.5, framealpha=0.9, edgecolor="none")
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)  # a name may hold "$", which would begin a formula
+    if title:
+        figure.text(0.11, 0.945, title, fontsize=12, weight="bold", color=_INK, parse_math=False)
+    protocol = "\n".join(textwrap.wrap(next(iter(results.values())).protocol, 112))
+    figure.text(0.11, 0.02, protocol, fontsize=6.5, color=_MUTED, va="bottom", parse_math=False)
+    return figure
 
 
 def _left_of(column: int) -> float:

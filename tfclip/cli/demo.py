@@ -20,8 +20,8 @@ def add_parser(commands: Any) -> None:
         """
 Draw people the model has not seen, walking through several cameras; encode
 their tracklets with the small bundled model; search each in the other cameras.
-Prints rank-1 and mAP beside those of a colour histogram, and writes the
-embeddings and a picture of the results.
+Prints rank-1, rank-5 and mAP beside those of untrained weights and of a colour
+histogram, and writes the embeddings, a picture of the results and their curves.
 
 Example:
   tfclip demo --out demo
@@ -57,12 +57,17 @@ def run(options: argparse.Namespace) -> None:
     name = options.model
     if model.config.provenance.get("weights") == "random":
         name += " (untrained)"
-    rows = [(name, report.model), ("colour histogram", report.histogram)]
+    rows = [
+        (name, report.model),
+        ("untrained weights", report.untrained),
+        ("colour histogram", report.histogram),
+    ]
     width = max(len(name) for name, _ in rows)
-    print(f"\n{'':{width}}  rank-1     mAP")
+    print(f"\n{'':{width}}  rank-1  rank-5     mAP")
     for name, result in rows:
-        print(f"{name:{width}}  {result.rank(1):6.1%}  {result.mAP:6.1%}")
+        figures = (result.rank(1), result.rank(5), result.mAP)
+        print(f"{name:{width}}" + "".join(f"  {figure:6.1%}" for figure in figures))
     print(f"\nprotocol: {report.model.protocol}")
-    print(f"picture: {report.picture}")
+    print(f"pictures: {report.picture}, {report.curves}")
     print(f"embeddings: {report.embeddings}")
     print(f"frames: {report.people} ({time.monotonic() - start:.0f} s in all)")
