@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tfclip import __version__
-from tfclip.cli import convert, demo, encode, search
+from tfclip.cli import convert, data, demo, encode, search
 from tfclip.cli.shared import UsageError
 from tfclip.errors import TFCLIPError
 
@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _build_parser()
     options = parser.parse_args(arguments)
+    status = 0
     with _messages_on_stderr():
         try:
-            options.run(options)
+            status = options.run(options) or 0
             sys.stdout.flush()
         except UsageError as error:
             options.parser.error(str(error))
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (TFCLIPError, OSError) as error:
             print(f"tfclip: {' '.join(str(error).split())}", file=sys.stderr)
             return 1
-    return 0
+    return status
 
 
 @contextlib.contextmanager
@@ -72,6 +73,6 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tfclip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, search, convert, demo):
+    for command in (encode, search, convert, data, demo):
         command.add_parser(commands)
     return parser

@@ -9,15 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfclip.data.benchmarks import Counts as Counts
+    from tfclip.data.benchmarks import Dataset as Dataset
+    from tfclip.data.benchmarks import DatasetSpec as DatasetSpec
+    from tfclip.data.benchmarks import Protocol as Protocol
+    from tfclip.data.benchmarks import ProtocolRule as ProtocolRule
+    from tfclip.data.benchmarks import Split as Split
+    from tfclip.data.benchmarks import dataset_names as dataset_names
+    from tfclip.data.benchmarks import load_dataset as load_dataset
+    from tfclip.data.benchmarks import read_ag_vpreid as read_ag_vpreid
+    from tfclip.data.benchmarks import read_g2a_vreid as read_g2a_vreid
+    from tfclip.data.benchmarks import read_ilidsvid as read_ilidsvid
+    from tfclip.data.benchmarks import read_lsvid as read_lsvid
+    from tfclip.data.benchmarks import read_market1501 as read_market1501
+    from tfclip.data.benchmarks import read_mars as read_mars
+    from tfclip.data.benchmarks import read_msmt17 as read_msmt17
+    from tfclip.data.benchmarks import read_parts as read_parts
+    from tfclip.data.benchmarks import read_prid2011 as read_prid2011
     from tfclip.data.clips import ClipDataset as ClipDataset
+    from tfclip.data.clips import TrackletDataset as TrackletDataset
+    from tfclip.data.clips import collate_tracklets as collate_tracklets
+    from tfclip.data.doctor import check_dataset as check_dataset
     from tfclip.data.embeddings import EmbeddingTable as EmbeddingTable
     from tfclip.data.embeddings import model_fingerprint as model_fingerprint
-    from tfclip.data.readers import read_csv as read_csv
+    from tfclip.data.mat import read_mat as read_mat
     from tfclip.data.readers import read_folder as read_folder
     from tfclip.data.readers import read_mot as read_mot
     from tfclip.data.samplers import IdentitySampler as IdentitySampler
     from tfclip.data.search import search_table as search_table
     from tfclip.data.synthetic import SyntheticTracklets as SyntheticTracklets
+    from tfclip.data.tables import read_csv as read_csv
+    from tfclip.data.tables import read_table as read_table
     from tfclip.data.tracklets import Thumbnail as Thumbnail
     from tfclip.data.tracklets import Tracklet as Tracklet
     from tfclip.data.tracklets import load_thumbnails as load_thumbnails
@@ -29,17 +51,39 @@ _HOMES = {
     "ClipDataset": "clips",
     "ClipTransform": "transforms",
     "ColourJitter": "transforms",
+    "Counts": "benchmarks",
+    "Dataset": "benchmarks",
+    "DatasetSpec": "benchmarks",
     "EmbeddingTable": "embeddings",
     "IdentitySampler": "samplers",
+    "Protocol": "benchmarks",
+    "ProtocolRule": "benchmarks",
     "RandomErasing": "transforms",
+    "Split": "benchmarks",
     "SyntheticTracklets": "synthetic",
     "Thumbnail": "tracklets",
     "Tracklet": "tracklets",
+    "TrackletDataset": "clips",
+    "check_dataset": "doctor",
+    "collate_tracklets": "clips",
+    "dataset_names": "benchmarks",
+    "load_dataset": "benchmarks",
     "load_thumbnails": "tracklets",
     "model_fingerprint": "embeddings",
-    "read_csv": "readers",
+    "read_ag_vpreid": "benchmarks",
+    "read_csv": "tables",
     "read_folder": "readers",
+    "read_g2a_vreid": "benchmarks",
+    "read_ilidsvid": "benchmarks",
+    "read_lsvid": "benchmarks",
+    "read_market1501": "benchmarks",
+    "read_mars": "benchmarks",
+    "read_mat": "mat",
     "read_mot": "readers",
+    "read_msmt17": "benchmarks",
+    "read_parts": "benchmarks",
+    "read_prid2011": "benchmarks",
+    "read_table": "tables",
     "search_table": "search",
 }
 
@@ -47,17 +91,39 @@ __all__ = [
     "ClipDataset",
     "ClipTransform",
     "ColourJitter",
+    "Counts",
+    "Dataset",
+    "DatasetSpec",
     "EmbeddingTable",
     "IdentitySampler",
+    "Protocol",
+    "ProtocolRule",
     "RandomErasing",
+    "Split",
     "SyntheticTracklets",
     "Thumbnail",
     "Tracklet",
+    "TrackletDataset",
+    "check_dataset",
+    "collate_tracklets",
+    "dataset_names",
+    "load_dataset",
     "load_thumbnails",
     "model_fingerprint",
+    "read_ag_vpreid",
     "read_csv",
     "read_folder",
+    "read_g2a_vreid",
+    "read_ilidsvid",
+    "read_lsvid",
+    "read_market1501",
+    "read_mars",
+    "read_mat",
     "read_mot",
+    "read_msmt17",
+    "read_parts",
+    "read_prid2011",
+    "read_table",
     "search_table",
 ]
 

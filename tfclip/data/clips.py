@@ -1,9 +1,9 @@
-"""Tracklets as training clips: a few frames of each, drawn anew in every epoch."""
+"""Tracklets for a data loader: clips to train on, drawn anew every epoch; whole ones to test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from tfclip.config import TFCLIPConfig
 from tfclip.data.tracklets import Tracklet
+from tfclip.encoding import Sampling
 from tfclip.frames import sample_restricted
 from tfclip.images import natural_key
 from tfclip.preprocess import Preprocess
@@ -102,6 +103,81 @@ class ClipDataset(Dataset[Clip]):
             pixels = self.transform(pixels, random)
         camera = -1 if tracklet.camera is None else tracklet.camera
         return Clip(pixels, int(self.identities[index]), camera)
+
+
+class TrackletFrames(NamedTuple):
+    """The frames of one tracklet, or of several that ``collate_tracklets`` has put together."""
+
+    frames: Any
+    """RGB pixels of the model's frame size, ``(T, 3, H, W)`` uint8; a list of such for several."""
+    row: Any
+    """Number of the tracklet in the data set; a list for several."""
+    camera: Any
+    """Number of its camera, None where it is not known; a list for several."""
+
+
+class TrackletDataset(Dataset[TrackletFrames]):
+    """Whole tracklets, read and resized, so that a data loader's processes do the decoding.
+
+    ``TFCLIP.encode_sequences`` takes what comes out, and gives what it gives for the tracklets
+    themselves with the same ``sampling``.
+
+    Args:
+        tracklets: Their frames are read when asked for.
+        config: Gives frame size, interpolation and, for ``"rrs"``, the clip length.
+        sampling: Which frames are read: ``"dense"`` and ``"all"`` read every one, ``"rrs"`` one of
+            each of ``clip_length`` chunks.
+
+    Raises:
+        ValueError: ``sampling`` is unknown.
+
+    Example:
+        >>> from tfclip.data import SyntheticTracklets
+        >>> people = SyntheticTracklets(2, 2, 1, frame_size=(64, 32))
+        >>> whole = TrackletDataset(people, TFCLIPConfig(frame_size=(64, 32)))
+        >>> batch = collate_tracklets([whole[0], whole[3]])
+        >>> batch.row, batch.camera, batch.frames[0].shape[1:]
+        ([0, 3], [0, 1], torch.Size([3, 64, 32]))
+    """
+
+    def __init__(
+        self, tracklets: Sequence[Tracklet], config: TFCLIPConfig, sampling: Sampling = "dense"
+    ) -> None:
+        if sampling not in get_args(Sampling):
+            raise ValueError(f"sampling must be one of {get_args(Sampling)}, got {sampling!r}")
+        self.tracklets = tracklets
+        self.sampling = sampling
+        self.clip_length = config.clip_length
+        self.preprocess = Preprocess(config)
+
+    def __len__(self) -> int:
+        return len(self.tracklets)
+
+    def __getitem__(self, row: int) -> TrackletFrames:
+        """Return the frames of a tracklet.
+
+        Raises:
+            FrameError: They cannot be used.
+        """
+        tracklet = self.tracklets[row]
+        frames: Any = tracklet.open()
+        if self.sampling == "rrs":
+            frames = frames.select(sample_restricted(len(frames), self.clip_length))
+        pixels = torch.stack([self.preprocess.resize(frame) for frame in frames])
+        return TrackletFrames(pixels, row, tracklet.camera)
+
+
+def collate_tracklets(samples: Sequence[TrackletFrames]) -> TrackletFrames:
+    """Put tracklets of any lengths into one batch; the ``collate_fn`` for ``TrackletDataset``.
+
+    Args:
+        samples: At least one.
+
+    Returns:
+        Lists of frames, rows and cameras, which ``TFCLIP.encode_sequences`` takes.
+    """
+    frames, rows, cameras = zip(*samples, strict=True)
+    return TrackletFrames(list(frames), list(rows), list(cameras))
 
 
 def number_people(tracklets: Sequence[Tracklet]) -> tuple[Tensor, list[str | int]]:

@@ -6,17 +6,16 @@ which the disk lists its files, tracklets and frames come in natural order (``2`
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from tfclip.data.tables import parse_box, parse_real, parse_whole, read_lines
+from tfclip.data.tables import read_csv as read_csv
 from tfclip.data.tracklets import Box, Thumbnail, Tracklet
 from tfclip.errors import TableError
 from tfclip.images import IMAGE_SUFFIXES, natural_key
@@ -26,8 +25,6 @@ _logger = logging.getLogger(__name__)
 _MARS_NAME = re.compile(r"(?P<person>\d{4}|00-1)C(?P<camera>\d)T(?P<tracklet>\d{4})F(?P<frame>\d+)")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}|(\*)")
 _PLACEHOLDERS = ("person", "camera", "tracklet")
-_BOX_COLUMNS = ("left", "top", "width", "height")
-_COLUMNS = ("tracklet", "path", "frame", "person", "camera", *_BOX_COLUMNS)
 
 
 def read_folder(
@@ -71,34 +68,7 @@ def read_folder(
     if layout == "mars" or all(_MARS_NAME.fullmatch(p.stem) for ps in folders.values() for p in ps):
         return _group_mars(path for paths in folders.values() for path in paths)
     own_name = Path(root).resolve().name  # of a root that holds images itself
-    return [_image_tracklet(name or own_name, paths) for name, paths in folders.items()]
-
-
-def read_csv(path: str | Path) -> list[Tracklet]:
-    """Read a table with one row for each frame.
-
-    The first line names the columns: ``tracklet`` and ``path``, and if known ``frame`` (a whole
-    number), ``person``, ``camera`` (a whole number from 0), and ``left``, ``top``, ``width``,
-    ``height`` in pixels (the box to cut out of the image). A cell may be empty where its value is
-    unknown.
-
-    Args:
-        path: The table, UTF-8, separated by commas. Paths in it are relative to its folder.
-
-    Returns:
-        The tracklets in natural order of their names. Their frames are ordered by ``frame`` where
-        that is given, and otherwise as in the table.
-
-    Raises:
-        TableError: The table cannot be read or contradicts itself; the message names the line.
-    """
-    path = Path(path)
-    groups: dict[str, list[_CsvRow]] = {}
-    for row in _csv_rows(path):
-        groups.setdefault(row.tracklet, []).append(row)
-    if not groups:
-        raise TableError(f"{path} has no row below its column names")
-    return [_csv_tracklet(path, name, groups[name]) for name in sorted(groups, key=natural_key)]
+    return [image_tracklet(name or own_name, paths) for name, paths in folders.items()]
 
 
 def read_mot(frames: str | Path, boxes: str | Path) -> list[Tracklet]:
@@ -125,7 +95,7 @@ def read_mot(frames: str | Path, boxes: str | Path) -> list[Tracklet]:
     if not source.exists():
         raise TableError(f"cannot read {source}: there is no such video or folder")
     tracks: dict[int, dict[int, Box]] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         parts = _mot_line(line, f"{path}, line {number}")
@@ -205,14 +175,25 @@ def _refuse_folder(error: OSError) -> None:
     raise TableError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _image_tracklet(
+def image_tracklet(
     name: str,
     paths: Sequence[Path],
     numbers: tuple[int, ...] | None = None,
-    person: str | None = None,
+    person: str | int | None = None,
     camera: int | None = None,
+    **notes: Any,
 ) -> Tracklet:
-    numbers = numbers or _trailing_numbers(paths)
+    """Return the tracklet of some image files, in the order given.
+
+    Args:
+        name: Of the tracklet.
+        paths: At least one.
+        numbers: Of the frames, rising; None takes them from the ends of the file names.
+        person: Identity.
+        camera: Number of the camera, from 0.
+        notes: What else is known: ``platform``, ``modality``, ``clothes``, ``session``.
+    """
+    numbers = numbers or frame_numbers(paths)
     return Tracklet(
         name=name,
         frames=tuple(str(path) for path in paths),
@@ -221,10 +202,11 @@ def _image_tracklet(
         first_frame=numbers[0] if numbers else None,
         last_frame=numbers[-1] if numbers else None,
         thumbnail=Thumbnail(path=str(paths[len(paths) // 2])),
+        **notes,
     )
 
 
-def _trailing_numbers(paths: Sequence[Path]) -> tuple[int, ...] | None:
+def frame_numbers(paths: Sequence[Path]) -> tuple[int, ...] | None:
     """Return the numbers that end the file names, or None if they do not count the frames."""
     found = [re.search(r"\d+$", path.stem) for path in paths]
     numbers = tuple(int(match[0]) for match in found if match)
@@ -243,7 +225,7 @@ def _folder_tracklet(
         raise TableError(f"folder {paths[0].parent} does not fit the layout {layout!r}")
     parts = fit.groupdict()
     camera = parts.get("camera")
-    return _image_tracklet(
+    return image_tracklet(
         name,
         paths,
         person=parts.get("person"),
@@ -286,103 +268,7 @@ def _mars_tracklet(name: str, frames: Mapping[int, Path]) -> Tracklet:
         raise TableError(f"{first} is of camera 0, and the cameras of MARS count from 1")
     numbers = tuple(sorted(frames))
     paths = [frames[number] for number in numbers]
-    return _image_tracklet(name, paths, numbers, person, camera - 1)
-
-
-class _CsvRow(NamedTuple):
-    """One line of a table, checked."""
-
-    line: int
-    tracklet: str
-    path: str
-    frame: int | None
-    person: str | None
-    camera: int | None
-    box: Box | None
-
-
-def _csv_rows(path: Path) -> Iterator[_CsvRow]:
-    reader = csv.DictReader(_read_lines(path), strict=True)
-    try:
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        _check_columns(path, columns)
-        reader.fieldnames = columns
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in cells or None in cells.values():
-                raise TableError(f"{where}: there must be {len(columns)} cells")
-            texts = {column: (cells[column] or "").strip() for column in columns}
-            yield _csv_row(texts, path.parent, reader.line_num, where)
-    except csv.Error as error:
-        line = reader.reader.line_num  # the DictReader's own still tells the last whole row
-        raise TableError(f"{path}, line {line}: {error}") from error
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [column for column in ("tracklet", "path") if column not in columns]
-    if missing:
-        raise TableError(f"{path}, line 1: there is no column {missing[0]!r}, got {columns}")
-    unknown = [column for column in columns if column not in _COLUMNS]
-    if unknown or len(set(columns)) != len(columns):
-        what = f"unknown column {unknown[0]!r}" if unknown else "a column occurs twice"
-        raise TableError(f"{path}, line 1: {what}; known are {', '.join(_COLUMNS)}")
-    box = [column for column in _BOX_COLUMNS if column in columns]
-    if box and len(box) < 4:
-        raise TableError(f"{path}, line 1: a box needs left, top, width and height, got {box}")
-
-
-def _csv_row(texts: Mapping[str, str], folder: Path, line: int, where: str) -> _CsvRow:
-    for column in ("tracklet", "path"):
-        if not texts[column]:
-            raise TableError(f"{where}: {column} is empty")
-    image = folder / texts["path"]
-    if not image.is_file():
-        raise TableError(f"{where}: there is no file {image}")
-    box = tuple(texts.get(column, "") for column in _BOX_COLUMNS)
-    return _CsvRow(
-        line=line,
-        tracklet=texts["tracklet"],
-        path=str(image),
-        frame=_whole(texts["frame"], "frame", where, least=0) if texts.get("frame") else None,
-        person=texts.get("person") or None,
-        camera=_whole(texts["camera"], "camera", where, least=0) if texts.get("camera") else None,
-        box=_box(box, where) if any(box) else None,
-    )
-
-
-def _csv_tracklet(path: Path, name: str, rows: list[_CsvRow]) -> Tracklet:
-    first = rows[0]
-    for row in rows:
-        where = f"{path}, line {row.line}"
-        for field in ("person", "camera"):
-            if getattr(row, field) != getattr(first, field):
-                raise TableError(
-                    f"{where}: tracklet {name!r} has {field} {getattr(row, field)!r} here "
-                    f"and {getattr(first, field)!r} on line {first.line}"
-                )
-        for field in ("box", "frame"):
-            if (getattr(row, field) is None) != (getattr(first, field) is None):
-                raise TableError(
-                    f"{where}: tracklet {name!r} must have a {field} on every line or on none"
-                )
-    if first.frame is not None:
-        rows = sorted(rows, key=lambda row: row.frame or 0)
-        for early, late in pairwise(rows):
-            if early.frame == late.frame:
-                raise TableError(
-                    f"{path}, line {late.line}: tracklet {name!r} has frame {late.frame} twice"
-                )
-    middle = rows[len(rows) // 2]
-    return Tracklet(
-        name=name,
-        frames=tuple(row.path for row in rows),
-        boxes=None if first.box is None else tuple(row.box for row in rows),
-        person=first.person,
-        camera=first.camera,
-        first_frame=rows[0].frame,
-        last_frame=rows[-1].frame,
-        thumbnail=Thumbnail(path=middle.path, box=middle.box),
-    )
+    return image_tracklet(name, paths, numbers, person, camera - 1)
 
 
 def _mot_line(line: str, where: str) -> tuple[int, int, Box] | None:
@@ -393,11 +279,14 @@ def _mot_line(line: str, where: str) -> tuple[int, int, Box] | None:
         raise TableError(
             f"{where}: there must be frame, id, left, top, width, height, got {len(cells)} cells"
         )
-    frame, track = _whole(cells[0], "frame", where, least=1), _whole(cells[1], "id", where)
+    frame, track = (
+        parse_whole(cells[0], "frame", where, least=1),
+        parse_whole(cells[1], "id", where),
+    )
     if track < 0:
         raise TableError(f"{where}: id is {track}, so these are detections and not yet tracks")
-    flag = _real(cells[6], "confidence", where) if len(cells) > 6 and cells[6] else 1.0
-    return (frame, track, _box(cells[2:6], where)) if flag != 0 else None
+    flag = parse_real(cells[6], "confidence", where) if len(cells) > 6 and cells[6] else 1.0
+    return (frame, track, parse_box(cells[2:6], where)) if flag != 0 else None
 
 
 def _mot_tracklet(name: str, source: str, boxes: Mapping[int, Box]) -> Tracklet:
@@ -412,40 +301,3 @@ def _mot_tracklet(name: str, source: str, boxes: Mapping[int, Box]) -> Tracklet:
         last_frame=frames[-1],
         thumbnail=Thumbnail(path=source, frame=middle - 1, box=boxes[middle]),
     )
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise TableError(f"cannot read {path}: it is not a text in UTF-8") from error
-    except OSError as error:
-        raise TableError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _box(cells: Sequence[str], where: str) -> Box:
-    left, top, width, height = (
-        _real(cell, name, where) for cell, name in zip(cells, _BOX_COLUMNS, strict=True)
-    )
-    if width <= 0 or height <= 0:
-        raise TableError(f"{where}: the box must have an area, got {width:g} x {height:g} pixels")
-    return left, top, width, height
-
-
-def _whole(text: str, name: str, where: str, least: int | None = None) -> int:
-    value = _real(text, name, where)
-    if value != int(value):
-        raise TableError(f"{where}: {name} must be a whole number, got {text!r}")
-    if least is not None and value < least:
-        raise TableError(f"{where}: {name} must be at least {least}, got {text}")
-    return int(value)
-
-
-def _real(text: str, name: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise TableError(f"{where}: {name} must be a number, got {text!r}")
-    return value

@@ -51,6 +51,10 @@ class Tracklet:
         first_frame: Number of the first frame in the recording, as its source counts.
         last_frame: Number of the last frame in the recording, inclusive.
         thumbnail: Where to find a picture of it.
+        platform: What carries the camera, such as ``"ground"`` or ``"aerial"``.
+        modality: What the pixels are, such as ``"visible"`` or ``"infrared"``.
+        clothes: What the person wears, as the data set names it; compared for equality only.
+        session: When or in which recording it was seen, as the data set names it.
 
     Raises:
         ValueError: The camera is negative, the frame range is turned round, or there is not one
@@ -71,6 +75,10 @@ class Tracklet:
     first_frame: int | None = None
     last_frame: int | None = None
     thumbnail: Thumbnail | None = None
+    platform: str | None = None
+    modality: str | None = None
+    clothes: str | None = None
+    session: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:

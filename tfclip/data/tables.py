@@ -1,0 +1,242 @@
+"""Reading tracklets from a table with one row for each frame, CSV or Parquet.
+
+A reader opens no image and writes nothing. Tracklets come in natural order (``2`` before ``10``).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tfclip.data.tracklets import Box, Thumbnail, Tracklet
+from tfclip.errors import MissingExtraError, TableError
+from tfclip.images import natural_key
+
+_BOX_COLUMNS = ("left", "top", "width", "height")
+_NOTES = ("person", "camera", "platform", "modality", "clothes", "session")
+_COLUMNS = ("tracklet", "path", "frame", *_NOTES, *_BOX_COLUMNS)
+
+
+def read_table(path: str | Path) -> list[Tracklet]:
+    """Read a table with one row for each frame, ``.csv`` or ``.parquet``.
+
+    Its columns are ``tracklet`` and ``path``, and if known ``frame`` (a whole number), ``person``,
+    ``camera`` (a whole number from 0), ``platform``, ``modality``, ``clothes``, ``session``, and
+    ``left``, ``top``, ``width``, ``height`` in pixels (the box to cut out of the image). A cell may
+    be empty where its value is unknown.
+
+    Args:
+        path: The table. Paths in it are relative to its folder.
+
+    Returns:
+        The tracklets in natural order of their names. Their frames are ordered by ``frame`` where
+        that is given, and otherwise as in the table.
+
+    Raises:
+        TableError: The name ends in something else, or the table cannot be read or contradicts
+            itself; the message names the row.
+        MissingExtraError: ``.parquet`` without pyarrow.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise TableError(f"cannot read {path}: the name of a table ends in .csv or .parquet")
+    return _group_rows(path, _csv_rows(path) if suffix == ".csv" else _parquet_rows(path))
+
+
+def read_csv(path: str | Path) -> list[Tracklet]:
+    """Read a table with one row for each frame, as ``read_table``, whatever its name ends in.
+
+    Args:
+        path: The table, UTF-8, separated by commas; its first line names the columns. Paths in it
+            are relative to its folder.
+
+    Returns:
+        The tracklets in natural order of their names.
+
+    Raises:
+        TableError: The table cannot be read or contradicts itself; the message names the line.
+    """
+    path = Path(path)
+    return _group_rows(path, _csv_rows(path))
+
+
+class _Row(NamedTuple):
+    """One row of a table, checked."""
+
+    place: str
+    """Where it stands, as "line 3"."""
+    tracklet: str
+    path: str
+    frame: int | None
+    notes: dict[str, str | int | None]
+    """What is the same for all frames of a tracklet, by column."""
+    box: Box | None
+
+
+def _group_rows(path: Path, rows: Iterator[_Row]) -> list[Tracklet]:
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(row.tracklet, []).append(row)
+    if not groups:
+        raise TableError(f"{path} has no row below its column names")
+    return [_row_tracklet(path, name, groups[name]) for name in sorted(groups, key=natural_key)]
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    reader = csv.DictReader(read_lines(path), strict=True)
+    try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        _check_columns(f"{path}, line 1", columns)
+        reader.fieldnames = columns
+        for cells in reader:
+            place = f"line {reader.line_num}"
+            if None in cells or None in cells.values():
+                raise TableError(f"{path}, {place}: there must be {len(columns)} cells")
+            texts = {column: (cells[column] or "").strip() for column in columns}
+            yield _row(texts, path, place)
+    except csv.Error as error:
+        line = reader.reader.line_num  # the DictReader's own still tells the last whole row
+        raise TableError(f"{path}, line {line}: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading .parquet needs pyarrow; install it with: pip install 'tfclip[table]'"
+        ) from error
+    if not path.is_file():
+        raise TableError(f"cannot read {path}: there is no such file")
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TableError(f"{path} is damaged or not a parquet file: {error}") from error
+    _check_columns(str(path), table.column_names)
+    for number, cells in enumerate(table.to_pylist(), start=1):
+        texts = {column: _cell_text(value) for column, value in cells.items()}
+        yield _row(texts, path, f"row {number}")
+
+
+def _cell_text(value: Any) -> str:
+    """Return a cell as a CSV table writes it; NaN is how data frames write an unknown number."""
+    unknown = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if unknown else str(value).strip()
+
+
+def _check_columns(where: str, columns: Sequence[str]) -> None:
+    missing = [column for column in ("tracklet", "path") if column not in columns]
+    if missing:
+        raise TableError(f"{where}: there is no column {missing[0]!r}, got {columns}")
+    unknown = [column for column in columns if column not in _COLUMNS]
+    if unknown or len(set(columns)) != len(columns):
+        what = f"unknown column {unknown[0]!r}" if unknown else "a column occurs twice"
+        raise TableError(f"{where}: {what}; known are {', '.join(_COLUMNS)}")
+    box = [column for column in _BOX_COLUMNS if column in columns]
+    if box and len(box) < 4:
+        raise TableError(f"{where}: a box needs left, top, width and height, got {box}")
+
+
+def _row(texts: Mapping[str, str], path: Path, place: str) -> _Row:
+    where = f"{path}, {place}"
+    for column in ("tracklet", "path"):
+        if not texts[column]:
+            raise TableError(f"{where}: {column} is empty")
+    image = path.parent / texts["path"]
+    if not image.is_file():
+        raise TableError(f"{where}: there is no file {image}")
+    box = tuple(texts.get(column, "") for column in _BOX_COLUMNS)
+    notes: dict[str, str | int | None] = {column: texts.get(column) or None for column in _NOTES}
+    if texts.get("camera"):
+        notes["camera"] = parse_whole(texts["camera"], "camera", where, least=0)
+    return _Row(
+        place=place,
+        tracklet=texts["tracklet"],
+        path=str(image),
+        frame=parse_whole(texts["frame"], "frame", where, least=0) if texts.get("frame") else None,
+        notes=notes,
+        box=parse_box(box, where) if any(box) else None,
+    )
+
+
+def _row_tracklet(path: Path, name: str, rows: list[_Row]) -> Tracklet:
+    first = rows[0]
+    for row in rows:
+        where = f"{path}, {row.place}"
+        for column, value in row.notes.items():
+            if value != first.notes[column]:
+                raise TableError(
+                    f"{where}: tracklet {name!r} has {column} {value!r} here "
+                    f"and {first.notes[column]!r} on {first.place}"
+                )
+        for field in ("box", "frame"):
+            if (getattr(row, field) is None) != (getattr(first, field) is None):
+                raise TableError(
+                    f"{where}: tracklet {name!r} must have a {field} on every line or on none"
+                )
+    if first.frame is not None:
+        rows = sorted(rows, key=lambda row: row.frame or 0)
+        for early, late in pairwise(rows):
+            if early.frame == late.frame:
+                raise TableError(
+                    f"{path}, {late.place}: tracklet {name!r} has frame {late.frame} twice"
+                )
+    middle = rows[len(rows) // 2]
+    notes: dict[str, Any] = first.notes
+    return Tracklet(
+        name=name,
+        frames=tuple(row.path for row in rows),
+        boxes=None if first.box is None else tuple(row.box for row in rows),
+        first_frame=rows[0].frame,
+        last_frame=rows[-1].frame,
+        thumbnail=Thumbnail(path=middle.path, box=middle.box),
+        **notes,
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file in UTF-8; TableError names what is wrong with it."""
+    try:
+        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise TableError(f"cannot read {path}: it is not a text in UTF-8") from error
+    except OSError as error:
+        raise TableError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def parse_box(cells: Sequence[str], where: str) -> Box:
+    """Return left, top, width and height; TableError says ``where`` if they have no area."""
+    left, top, width, height = (
+        parse_real(cell, name, where) for cell, name in zip(cells, _BOX_COLUMNS, strict=True)
+    )
+    if width <= 0 or height <= 0:
+        raise TableError(f"{where}: the box must have an area, got {width:g} x {height:g} pixels")
+    return left, top, width, height
+
+
+def parse_whole(text: str, name: str, where: str, least: int | None = None) -> int:
+    """Return a whole number, at least ``least``; TableError says ``where`` if it is none."""
+    value = parse_real(text, name, where)
+    if value != int(value):
+        raise TableError(f"{where}: {name} must be a whole number, got {text!r}")
+    if least is not None and value < least:
+        raise TableError(f"{where}: {name} must be at least {least}, got {text}")
+    return int(value)
+
+
+def parse_real(text: str, name: str, where: str) -> float:
+    """Return a finite number; TableError says ``where`` if it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise TableError(f"{where}: {name} must be a number, got {text!r}")
+    return value
