@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tfclip.data.clips import ClipDataset, number_people
+from tfclip.data.clips import ClipDataset, TrackletDataset, collate_tracklets, number_people
 from tfclip.data.samplers import IdentitySampler
+from tfclip.data.synthetic import SyntheticTracklets
 from tfclip.data.tracklets import Tracklet
 from tfclip.data.transforms import ClipTransform, RandomErasing
 
@@ -100,3 +101,30 @@ def test_data_that_cannot_be_trained_on_is_one_sentence(tiny_config):
         ClipDataset([counting_tracklet(4, None)], tiny_config)
     with pytest.raises(ValueError, match="at least one"):
         ClipDataset([], tiny_config)
+
+
+@pytest.mark.parametrize("sampling", ["dense", "rrs", "all"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whole_tracklets_from_a_loader_encode_as_the_tracklets_do(tiny_model, sampling, workers):
+    people = list(SyntheticTracklets(3, 2, 1, frame_size=(80, 40), seed=2))
+    whole = TrackletDataset(people, tiny_model.config, sampling)
+    loader = DataLoader(whole, batch_size=4, num_workers=workers, collate_fn=collate_tracklets)
+    found = torch.empty(len(people), tiny_model.embedding_dim)
+    for frames, rows, cameras in loader:
+        found[rows] = tiny_model.encode_sequences(frames, cameras, sampling=sampling)
+    cameras = [tracklet.camera for tracklet in people]
+    opened = [tracklet.open() for tracklet in people]
+    expected = tiny_model.encode_sequences(opened, cameras, sampling=sampling)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_whole_tracklets_are_of_any_length_and_an_unknown_camera_is_none(tiny_config):
+    tracklets = [
+        Tracklet(name=str(n), frames=np.zeros((n, 20, 10, 3), np.uint8)) for n in (1, 5, 40)
+    ]
+    batch = collate_tracklets([TrackletDataset(tracklets, tiny_config)[i] for i in range(3)])
+    assert [tuple(frames.shape) for frames in batch.frames] == [(n, 3, 64, 32) for n in (1, 5, 40)]
+    assert batch.camera == [None] * 3
+    assert len(TrackletDataset(tracklets, tiny_config, "rrs")[2].frames) == tiny_config.clip_length
+    with pytest.raises(ValueError, match=r"sampling must be one of .*, got 'some'"):
+        TrackletDataset(tracklets, tiny_config, "some")  # type: ignore[arg-type]

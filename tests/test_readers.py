@@ -1,5 +1,6 @@
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfclip.data import Tracklet, read_csv, read_folder, read_mot
+from tfclip.data import Tracklet, read_csv, read_folder, read_mot, read_table
 from tfclip.data.readers import compile_layout
 from tfclip.data.tracklets import Thumbnail, load_thumbnails
-from tfclip.errors import FrameError, TableError
+from tfclip.errors import FrameError, MissingExtraError, TableError
 
 DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -287,6 +288,74 @@ def test_a_table_that_is_missing_or_no_text_is_an_error(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TableError, match="not a text in UTF-8"):
         read_csv(tmp_path / "table.csv")
+
+
+def test_a_table_may_say_where_and_in_what_a_person_was_seen(table):
+    path = table(
+        "tracklet,path,platform,modality,clothes,session\n"
+        "t,a.png,aerial,infrared,red coat,day 2\nt,b.png,aerial,infrared,red coat,day 2\n"
+    )
+    (tracklet,) = read_table(path)
+    assert (tracklet.platform, tracklet.modality) == ("aerial", "infrared")
+    assert (tracklet.clothes, tracklet.session) == ("red coat", "day 2")
+    assert read_csv(path) == [tracklet]
+    path.write_text("tracklet,path,clothes\nt,a.png,red\nt,b.png,blue\n")
+    with pytest.raises(TableError, match=r"line 3: .* has clothes 'blue' here and 'red' on line 2"):
+        read_table(path)
+
+
+def write_parquet(target, **columns):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table(columns), target)
+    return target
+
+
+def test_parquet_says_the_same_as_csv(table):
+    path = table(
+        "tracklet,path,frame,person,camera,left,top,width,height\n"
+        "t10,a.png,7,ann,1,0,0,2,3\nt2,b.png,1,,,,,,\nt10,b.png,5,ann,1,1,1,2,2\n"
+    )
+    nan = float("nan")
+    parquet = write_parquet(
+        path.with_suffix(".parquet"),
+        tracklet=["t10", "t2", "t10"],
+        path=["a.png", "b.png", "b.png"],
+        frame=[7, 1, 5],
+        person=["ann", None, "ann"],
+        camera=[1.0, nan, 1.0],  # as a data frame holds whole numbers of which one is unknown
+        left=[0, None, 1],
+        top=[0, None, 1],
+        width=[2, None, 2],
+        height=[3, None, 2],
+    )
+    assert read_table(parquet) == read_table(path)
+
+
+def test_a_fault_of_a_parquet_table_is_named_with_its_row(tmp_path):
+    draw(tmp_path / "a.png")
+    path = write_parquet(tmp_path / "t.parquet", tracklet=["t", "t"], path=["a.png", "b.png"])
+    with pytest.raises(TableError, match=r"t\.parquet, row 2: there is no file .*b\.png"):
+        read_table(path)
+    write_parquet(path, tracklet=["t"], file=["a.png"])
+    with pytest.raises(TableError, match=r"t\.parquet: there is no column 'path'"):
+        read_table(path)
+    write_parquet(path, tracklet=["t"], path=["a.png"], camera=[-1])
+    with pytest.raises(TableError, match="row 1: camera must be at least 0, got -1"):
+        read_table(path)
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(TableError, match=r"damaged or not a parquet file"):
+        read_table(path)
+    with pytest.raises(TableError, match="no such file"):
+        read_table(tmp_path / "gone.parquet")
+    with pytest.raises(TableError, match=r"ends in \.csv or \.parquet"):
+        read_table(tmp_path / "table.xlsx")
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'tfclip\[table\]'"):
+        read_table(tmp_path / "t.parquet")
 
 
 # --- MOT -----------------------------------------------------------------------------------------

@@ -63,7 +63,11 @@ def folder_names(folder: Path) -> list[str]:
         TableError: There is no such folder, or no sub-folder in it.
     """
     try:
-        names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+        names = [
+            name
+            for name in os.listdir(folder)  # noqa: PTH208 - see above
+            if not name.startswith(".") and (folder / name).is_dir()
+        ]
     except OSError as error:
         raise TableError(f"cannot read {folder}: {error.strerror or error}") from error
     if not names:

@@ -18,8 +18,8 @@ Rows: TypeAlias = tuple[int, ...]
 Exclude = Literal["person_and_camera", "camera", "none"]
 FrameRule = Literal["dense", "rrs", "all"]
 AveragePrecision = Literal["step", "trapezoid"]
-Choice: TypeAlias = Mapping[str, Collection[Any]]
-"""Values that fields of a tracklet may have; ``"part"`` is the part of the test set it lies in."""
+Choice: TypeAlias = Mapping[str, str | int | Collection[Any]]
+"""Value, or values, that fields of a tracklet may have; ``"part"`` is its part of the test set."""
 
 _CHOOSABLE = ("part", "person", "camera", "platform", "modality", "clothes", "session")
 _WITHDRAWN = (
@@ -155,10 +155,13 @@ class ProtocolRule:
 
 
 def _fits(choice: Choice, tracklet: Tracklet, part: str) -> bool:
-    return all(
-        (part if key == "part" else getattr(tracklet, key)) in allowed
-        for key, allowed in choice.items()
-    )
+    for key, allowed in choice.items():
+        value = part if key == "part" else getattr(tracklet, key)
+        if isinstance(allowed, (str, int)):
+            allowed = (allowed,)  # one value, not the letters of one
+        if value not in allowed:
+            return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
