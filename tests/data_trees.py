@@ -126,6 +126,12 @@ def mars_tree(
     return root
 
 
+def g2a_tree(root: Path) -> Path:
+    """Draw a tree of two persons as G2A-VReID is handed out."""
+    test = ((2, 1, 1, 2), (2, 2, 1, 1), (4, 1, 1, 1), (4, 2, 1, 3))
+    return mars_tree(root, MARS_TRAIN, test, query=(1, 3))
+
+
 def lsvid_tree(root: Path, lengths: Mapping[str, int] | None = None, old: bool = False) -> Path:
     """Draw a tree as LS-VID is handed out; ``lengths`` of the training tracklets."""
     lists = root / ("list_sequence" if old else "info/list_sequence")
