@@ -11,7 +11,6 @@ import pytest
 
 from tests.data_trees import (
     ILIDS_PERSONS,
-    MARS_TRAIN,
     ag_vpreid_tree,
     draw,
     g2a_tree,
