@@ -4,6 +4,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,27 @@ def test_the_order_in_which_the_disk_lists_files_changes_nothing(tmp_path, monke
     assert mixed.train == straight.train
     assert mixed.test == straight.test
     assert mixed.protocols == straight.protocols
+
+
+@pytest.mark.slow
+def test_the_hash_seed_of_the_interpreter_changes_no_label(tmp_path):
+    ilidsvid_tree(tmp_path)
+    program = (
+        "import sys; from tfclip.data import load_dataset; from tfclip.data.clips import "
+        "number_people; d = load_dataset('ilidsvid', sys.argv[1], split=4); "
+        "print([t.name for t in d.train], number_people(d.train), d.protocol())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("name", TREES)

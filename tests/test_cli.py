@@ -170,6 +170,24 @@ def test_the_sampling_is_that_of_encode_sequence(crops, tmp_path, model_folder, 
     torch.testing.assert_close(embeddings, torch.stack(expected), rtol=0, atol=1e-5)
 
 
+def test_a_parquet_table_is_encoded_as_the_same_csv(crops, tmp_path, model_folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    paths = sorted(str(path) for path in crops.rglob("*") if path.is_file())[:3]
+    rows = {"tracklet": ["t", "t", "u"], "path": paths}
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table(rows), tmp_path / "table.parquet"
+    )
+    lines = ["tracklet,path", *(f"{t},{p}" for t, p in zip(*rows.values(), strict=True))]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    found = []
+    for source in ("table.csv", "table.parquet"):
+        out = tmp_path / f"{source}.safetensors"
+        assert run("encode", tmp_path / source, "--out", out, "--model", model_folder) == 0
+        found.append(EmbeddingTable.load(out))
+    assert found[0].names == found[1].names == ("t", "u")
+    assert torch.equal(found[0].embeddings, found[1].embeddings)
+
+
 def test_a_csv_table_is_encoded(crops, tmp_path, model_folder):
     lines = ["tracklet,path,person,camera,left,top,width,height"]
     lines += [f"t,crops/b/0/x/{number:04d}.png,b,1,1,2,10,20" for number in (3, 4, 5)]

@@ -24,9 +24,9 @@ def add_parser(commands: Any) -> None:
 Turn every tracklet of SOURCE into one vector and write them to one file.
 
 SOURCE is a folder of tracklets, each a folder of images (see --layout); a .csv
-table with a row for each frame (columns: tracklet, path, and if known frame,
-person, camera, left, top, width, height); or a video, or folder of its frames,
-with --boxes. Finished work is kept in FILE.parts until all is done: after an
+or .parquet table with a row for each frame (columns: tracklet, path, and if known
+frame, person, camera, left, top, width, height); or a video, or folder of its
+frames, with --boxes. Finished work is kept in FILE.parts until all is done: after an
 interruption the same command goes on. FILE holds personal data; only you can
 read it.
 
@@ -116,17 +116,18 @@ def run(options: argparse.Namespace) -> None:
 def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:
     import dataclasses
 
-    from tfclip.data.readers import read_csv, read_folder, read_mot
+    from tfclip.data.readers import read_folder, read_mot
+    from tfclip.data.tables import read_table
     from tfclip.video import VIDEO_SUFFIXES
 
     source: Path = options.source
-    is_table = source.suffix.lower() == ".csv"
+    is_table = source.suffix.lower() in (".csv", ".parquet")
     if (options.boxes or is_table) and (options.layout != "auto" or options.camera_names):
         raise UsageError("--layout and --camera-names are for folders of tracklets")
     if options.boxes:
         tracklets = read_mot(source, options.boxes)
     elif is_table:
-        tracklets = read_csv(source)
+        tracklets = read_table(source)
     elif source.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"a video needs --boxes, a file of tracks in MOT format: {source}")
     else:
