@@ -150,6 +150,14 @@ def test_a_list_of_names_that_lost_a_line_in_the_middle_is_noticed(tmp_path):
         read_mars(tmp_path)
 
 
+def test_one_strange_name_in_the_middle_of_a_tracklet_is_noticed(tmp_path):
+    mars_tree(tmp_path)
+    path = tmp_path / "info" / "train_name.txt"
+    path.write_text(path.read_text().replace("0001C1T0001F002", "0001C2T0001F002", 1))
+    with pytest.raises(TableError, match=r"0001C2T0001F002\.jpg is among images 1 to 3"):
+        read_mars(tmp_path)
+
+
 def test_g2a_tells_ground_from_air_by_camera(tmp_path):
     dataset = read_g2a_vreid(g2a_tree(tmp_path))
     assert [t.platform for t in dataset.test] == ["ground", "aerial"] * 2

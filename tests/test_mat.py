@@ -1,5 +1,7 @@
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from tfclip.errors import MissingExtraError, TableError
 
 DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TABLE = np.array([[1, 16, 1, 1], [17, 96, 1, 2], [97, 110, -1, 6]], dtype=np.int32)
+
+
+def packed(content):
+    return struct.pack("<II", 15, len(content)) + content
 
 
 @pytest.fixture
@@ -93,6 +99,8 @@ def test_whole_numbers_are_whole():
         (mat_file(variable("x", TABLE)) + b"abc", "3 bytes are left where an element should be"),
         (mat_file(element(9, b"12345678")), "an element of type 9 stands where a variable should"),
         (mat_file(element(15, b"12345678")[:16]), "does not unpack"),
+        (mat_file(packed(zlib.compress(variable("x", TABLE))[:-2])), "ends too early"),
+        (mat_file(packed(zlib.compress(variable("x", TABLE) * 2))), "holds 2 variables, not one"),
         (mat_file(variable("x", TABLE, shape=(3, 5))), r"x is \(3, 5\) and has 48 bytes"),
         (mat_file(variable("x", TABLE, shape=(-3, -4))), r"x is \(-3, -4\)"),
         (mat_file(variable("x", TABLE, shape=(12,))), "size of x is not two or more numbers"),
