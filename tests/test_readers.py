@@ -14,7 +14,7 @@ from tfclip.data.readers import compile_layout
 from tfclip.data.tracklets import Thumbnail, load_thumbnails
 from tfclip.errors import FrameError, MissingExtraError, TableError
 
-DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("TFCLIP_TEST_DATA", "unset"))
 
 
 def real(*parts):
