@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -246,11 +247,37 @@ def test_every_parameter_learns_from_the_whole_output(frames):
         (torch.zeros(2, 4, 3, 64, 32), torch.tensor([0, -2]), None, "cameras must be 0 to 2"),
         (torch.zeros(1, 4, 3, 64, 32), None, torch.ones(1, 3), r"frame_mask must be \(B, T\)"),
         (torch.zeros(1, 4, 3, 64, 32), None, torch.zeros(1, 4), "at least one frame"),
+        (torch.zeros(1, 2, 3, 64, 32), None, torch.tensor([[1.0, -1.0]]), "numbers from 0"),
+        (torch.zeros(1, 2, 3, 64, 32), None, torch.tensor([[1.0, torch.nan]]), "finite numbers"),
+        (torch.zeros(1, 2, 3, 64, 32), None, torch.tensor([[1.0, torch.inf]]), "finite numbers"),
+        (torch.zeros(1, 4, 3, 64, 32).half(), None, None, "float32 .* got torch.float16; change"),
+        (torch.zeros(1, 4, 3, 64, 32).double(), None, None, "float32 .* got torch.float64; change"),
+        (torch.zeros(1, 4, 3, 64, 32), torch.tensor([True]), None, "whole numbers .* torch.bool"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny_model, frames, cameras, mask, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         tiny_model(frames, cameras, mask)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((1, 4, 3, 64, 32)),), "frames must be a tensor, got ndarray"),
+        ((torch.zeros(1, 2, 3, 64, 32), [0]), "cameras must be a tensor, got list"),
+        ((torch.zeros(1, 2, 3, 64, 32), None, [[True, False]]), "frame_mask must be a tensor"),
+    ],
+)
+def test_what_is_no_tensor_is_refused(tiny_model, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        tiny_model(*arguments)
+
+
+def test_under_autocast_frames_may_be_of_either_type(tiny_model, frames):
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, half = (tiny_model(x).embedding for x in (frames, frames.bfloat16()))
+    torch.testing.assert_close(whole, half, atol=0.1, rtol=0.1, check_dtype=False)
 
 
 def test_camera_given_to_a_model_without_cameras_is_refused(frames):

@@ -12,6 +12,7 @@ the table in ``tfclip.convert``; the code is our own.
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -120,7 +121,8 @@ class TFCLIP(nn.Module):
                 frame counts; at least one frame of each clip must count. None counts all.
 
         Raises:
-            ValueError: A shape or a camera is wrong.
+            ValueError: A shape, a type of numbers, a camera or the mask is wrong.
+            TypeError: An argument is no tensor.
         """
         self._check_frames(frames, frame_mask)
         codes = self.camera_codes(cameras, len(frames))
@@ -184,6 +186,8 @@ class TFCLIP(nn.Module):
             ValueError: A camera is out of range, or the model has no camera table.
         """
         table = self.camera_embedding
+        if cameras is not None:
+            _check_tensor("cameras", cameras)
         if table is None:
             if cameras is not None and (cameras >= 0).any():
                 raise ValueError(
@@ -195,7 +199,8 @@ class TFCLIP(nn.Module):
             if self.config.unknown_camera == "zero":
                 return None
             return self.config.camera_coefficient * table.mean(0).expand(batch, -1)
-        if cameras.shape != (batch,) or cameras.is_floating_point():
+        is_whole = not (cameras.is_floating_point() or cameras.dtype == torch.bool)
+        if cameras.shape != (batch,) or not is_whole:
             raise ValueError(
                 f"cameras must be whole numbers (B,) = ({batch},), got {cameras.dtype} of shape "
                 f"{tuple(cameras.shape)}"
@@ -234,6 +239,7 @@ class TFCLIP(nn.Module):
 
     def _check_frames(self, frames: Tensor, frame_mask: Tensor | None) -> None:
         size = (3, *self.config.frame_size)
+        _check_tensor("frames", frames)
         if frames.ndim != 5 or frames.shape[2:] != size or 0 in frames.shape:
             hint = "; add a time axis with frames[:, None]" if frames.ndim == 4 else ""
             raise ValueError(
@@ -245,12 +251,24 @@ class TFCLIP(nn.Module):
                 f"frames must be normalised floating point, got {frames.dtype}; "
                 "encode_sequence takes images as they are"
             )
+        kind = frames.device.type
+        if frames.dtype != self.dtype and not torch.is_autocast_enabled(kind):
+            raise ValueError(
+                f"frames must be {self.dtype} as the model's weights are, got {frames.dtype}; "
+                "change either with .to(dtype)"
+            )
         if frame_mask is None:
             return
+        _check_tensor("frame_mask", frame_mask)
         if frame_mask.shape != frames.shape[:2]:
             raise ValueError(
                 f"frame_mask must be (B, T) = {tuple(frames.shape[:2])}, "
                 f"got shape {tuple(frame_mask.shape)}"
+            )
+        if not ((frame_mask >= 0) & (frame_mask < torch.inf)).all():  # nor NaN
+            raise ValueError(
+                f"frame_mask must be True or False, or finite numbers from 0, "
+                f"got {reprlib.repr(frame_mask.tolist())}"
             )
         if not (frame_mask > 0).any(1).all():
             raise ValueError("frame_mask must count at least one frame of each clip, got none")
@@ -411,6 +429,11 @@ class TFCLIP(nn.Module):
             Hash of the commit, to be pinned as ``revision``.
         """
         return hub.push(self, repo_id, **options)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def part_widths(config: TFCLIPConfig) -> dict[str, int]:
