@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tfclip import TFCLIP, encoding
+from tfclip import TFCLIP, TFCLIPConfig, encoding
 from tfclip.encoding import StreamEncoder
 from tfclip.errors import FrameError
 from tfclip.frames import sample_dense, sample_restricted
@@ -181,11 +183,42 @@ def test_no_tracklets_give_no_rows(model):
         ({"tracklets": [draw(2)], "boxes": []}, ValueError, "boxes must have one entry"),
         ({"tracklets": [draw(2)], "sampling": "some"}, ValueError, "sampling must be one of"),
         ({"tracklets": [draw(2)], "batch_frames": 0}, ValueError, "batch_frames must be at least"),
+        ({"tracklets": [draw(2)], "cameras": [1.0]}, TypeError, "whole number or None, got float"),
+        ({"tracklets": [draw(2)], "cameras": ["1"]}, TypeError, "whole number or None, got str"),
+        ({"tracklets": [draw(2)], "cameras": 1}, TypeError, "cameras must be a sequence, got int"),
+        ({"tracklets": [draw(2)], "cameras": torch.tensor([0.5])}, TypeError, "whole number"),
+        ({"tracklets": "crops/a"}, TypeError, "got one path, 'crops/a'; put it into a list"),
+        ({"tracklets": Path("crops/a")}, TypeError, "got one path, 'crops/a'; put it into a list"),
     ],
 )
 def test_bad_input_is_one_sentence(model, arguments, error, message):
     with pytest.raises(error, match=message):
         model.encode_sequences(**arguments)
+
+
+@pytest.mark.parametrize("camera", [1, np.int64(1), torch.tensor(1)])
+def test_any_whole_number_is_a_camera(model, camera):
+    frames = draw(2)
+    expected = model.encode_sequences([frames], torch.tensor([1]))[0]
+    torch.testing.assert_close(model.encode_sequence(frames, camera), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("head", "longest"), [("transformer", 77), ("transformer_token", 4)])
+def test_one_clip_of_all_frames_is_refused_where_the_head_has_no_positions_for_it(head, longest):
+    config = TFCLIPConfig(
+        backbone_options={"width": 64, "layers": 1, "output_dim": 64},
+        frame_size=(32, 16),
+        clip_length=4,
+        temporal_head=head,
+    )
+    model = TFCLIP(config).eval()
+    frames = np.zeros((longest + 1, 32, 16, 3), dtype=np.uint8)
+    with pytest.raises(FrameError, match=f"at most {longest} frames .* got {longest + 1}; use"):
+        model.encode_sequence(frames, sampling="all")
+    assert model.encode_sequence(frames[1:], sampling="all").isfinite().all()
+    assert model.encode_sequence(frames, sampling="dense").isfinite().all()
+    blind = TFCLIP(config.replace(descriptor=("appearance",))).eval()
+    assert blind.encode_sequence(frames, sampling="all").isfinite().all()
 
 
 def test_closing_a_tracklet_without_frames_is_refused(model):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tfclip import TFCLIPConfig
+from tfclip.errors import ConfigError
 from tfclip.temporal import build_temporal_head
 
 HEADS = ("tmd", "tmc", "average", "convolution", "transformer", "transformer_token")
@@ -79,6 +80,13 @@ def test_convolution_starts_as_a_shift_of_two_quarters_of_the_channels(tokens, p
     torch.testing.assert_close(shifted[..., :8], torch.cat([projected[:, 1:, :8], zero], 1))
     torch.testing.assert_close(shifted[..., 8:24], projected[..., 8:24])
     torch.testing.assert_close(shifted[..., 24:], torch.cat([zero, projected[:, :-1, 24:]], 1))
+
+
+def test_clips_longer_than_the_position_table_are_refused_when_the_model_is_built():
+    config = TFCLIPConfig(temporal_head="transformer", clip_length=78)
+    with pytest.raises(ConfigError, match=r"clip_length must be at most 77 .* got 78"):
+        build_temporal_head(config, 64, 32)
+    build_temporal_head(config.replace(clip_length=77), 64, 32)
 
 
 @pytest.mark.parametrize(("name", "longest"), [("transformer", 77), ("transformer_token", 4)])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import operator
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -267,16 +269,23 @@ def encode_sequences(
     progress: bool = False,
 ) -> Tensor:
     """Encode many tracklets; see ``TFCLIP.encode_sequences``."""
+    if isinstance(tracklets, (str, os.PathLike)):
+        raise TypeError(
+            "tracklets must be several of what encode_sequence takes, "
+            f"got one path, {os.fspath(tracklets)!r}; put it into a list"
+        )
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {get_args(Sampling)}, got {sampling!r}")
     sources = list(tracklets)
     if cameras is None:
         cameras = [None] * len(sources)
     elif isinstance(cameras, Tensor):
-        cameras = [int(camera) for camera in cameras]
+        cameras = cameras.tolist()
     if boxes is None:
         boxes = [None] * len(sources)
     for name, values in (("cameras", cameras), ("boxes", boxes)):
+        if not hasattr(values, "__len__"):
+            raise TypeError(f"{name} must be a sequence, got {type(values).__name__}")
         if len(values) != len(sources):
             raise ValueError(
                 f"{name} must have one entry per tracklet, got {len(values)} for {len(sources)}"
@@ -313,8 +322,22 @@ def _push_all(
         resized = [encoder.preprocess.resize(frame) for frame in frames.select(chosen)]
         encoder.add_clip(key, resized, [chosen.index(i) for i in indices], camera)
         return
+    _check_one_clip(encoder.model, frames)
     resized = [encoder.preprocess.resize(frame) for frame in frames]
     encoder.add_clip(key, resized, range(len(resized)), camera)
+
+
+def _check_one_clip(model: TFCLIP, frames: Frames) -> None:
+    """Refuse a tracklet that the temporal head has no positions for, before it is decoded."""
+    longest = model.temporal.max_frames
+    if longest is None or "temporal" not in model.config.descriptor:
+        return
+    if len(frames) > longest:
+        raise FrameError(
+            f"{frames.name} must have at most {longest} frames with sampling='all' and the "
+            f"temporal head {model.config.temporal_head!r}, got {len(frames)}; use "
+            "sampling='dense'"
+        )
 
 
 def check_camera(model: TFCLIP, camera: int | None) -> int:
@@ -326,18 +349,27 @@ def check_camera(model: TFCLIP, camera: int | None) -> int:
 
     Raises:
         ValueError: The camera is out of range, or the model has no camera table.
+        TypeError: It is no whole number.
     """
-    if camera is None or camera == -1:
+    if camera is None:
+        return -1
+    try:
+        camera = operator.index(camera)
+    except TypeError as error:
+        raise TypeError(
+            f"camera must be a whole number or None, got {type(camera).__name__}"
+        ) from error
+    if camera == -1:
         return -1
     if not model.config.num_cameras:
         raise ValueError(
             f"camera must be None for a model without a camera table (num_cameras 0), got {camera}"
         )
-    if not 0 <= int(camera) < model.config.num_cameras:
+    if not 0 <= camera < model.config.num_cameras:
         raise ValueError(
             f"camera must be 0 to {model.config.num_cameras - 1}, or None, got {camera}"
         )
-    return int(camera)
+    return camera
 
 
 @contextlib.contextmanager

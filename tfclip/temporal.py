@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tfclip.attention import SelfAttention, default_num_heads, feed_forward
 from tfclip.config import TFCLIPConfig
 from tfclip.diffusion import TemporalMemoryConstruction, TemporalMemoryDiffusion, as_weights
+from tfclip.errors import ConfigError
 
 # Rows of the baselines' position table: CLIP's text context, whose table they start from.
 MAX_POSITIONS = 77
@@ -32,11 +33,13 @@ class TemporalHead(nn.Module, abc.ABC):
         order_free: Whether the frames are a set to it, so that a frame given twice and a frame of
             weight 2 are the same.
         reads_tokens: Whether it looks at all tokens, and not only at the projected class token.
+        max_frames: The most frames that a clip may have; None is any number.
     """
 
     width: int
     order_free: bool = True
     reads_tokens: bool = False
+    max_frames: int | None = None
 
     @abc.abstractmethod
     def forward(
@@ -206,9 +209,15 @@ class TransformerHead(TemporalHead):
     """Transf: positions and pre-norm transformer blocks over the frames, with a residual."""
 
     order_free = False
+    max_frames = MAX_POSITIONS
 
     def __init__(self, config: TFCLIPConfig, dim: int) -> None:
         super().__init__()
+        if config.clip_length > MAX_POSITIONS:
+            raise ConfigError(
+                f"clip_length must be at most {MAX_POSITIONS} for the temporal head 'transformer', "
+                f"got {config.clip_length}"
+            )
         self.width = dim
         self.positions = nn.Parameter(torch.randn(MAX_POSITIONS, dim) * 0.01)
         heads = config.temporal_heads or default_num_heads(dim)
@@ -222,7 +231,7 @@ class TransformerHead(TemporalHead):
         Raises:
             ValueError: The clip is longer than the position table.
         """
-        _check_length(projected.shape[1], MAX_POSITIONS)
+        _check_length(projected.shape[1], self.max_frames)
         x = projected + self.positions[: projected.shape[1]]
         weights = as_weights(frame_mask, x)
         for block in self.blocks:
@@ -241,6 +250,7 @@ class TransformerTokenHead(TemporalHead):
     def __init__(self, config: TFCLIPConfig, dim: int) -> None:
         super().__init__()
         self.width = dim
+        self.max_frames = config.clip_length
         self.token = nn.Parameter(torch.randn(dim) * 0.01)
         self.positions = nn.Parameter(torch.randn(1 + config.clip_length, dim) * 0.01)
         layer = nn.TransformerEncoderLayer(
@@ -263,7 +273,7 @@ class TransformerTokenHead(TemporalHead):
             ValueError: The clip is longer than ``clip_length``.
         """
         batch, length, _ = projected.shape
-        _check_length(length, len(self.positions) - 1)
+        _check_length(length, self.max_frames)
         token = self.token.expand(batch, 1, -1)
         x = torch.cat([token, projected], dim=1) + self.positions[: 1 + length]
         padding = None if frame_mask is None else F.pad(frame_mask <= 0, (1, 0), value=False)
@@ -271,8 +281,8 @@ class TransformerTokenHead(TemporalHead):
         return read.expand(-1, length, -1)
 
 
-def _check_length(length: int, longest: int) -> None:
-    if length > longest:
+def _check_length(length: int, longest: int | None) -> None:
+    if longest is not None and length > longest:
         raise ValueError(
             f"frames must be at most {longest} a clip for this temporal head, got {length}; "
             "use sampling='dense' or a longer clip_length"
@@ -286,6 +296,9 @@ def build_temporal_head(config: TFCLIPConfig, dim: int, projected_dim: int) -> T
         config: The temporal options are read from it.
         dim: Width of the tokens, ``D``.
         projected_dim: Width of the projected tokens, ``E``.
+
+    Raises:
+        ConfigError: A clip is longer than the head's table of positions.
     """
     match config.temporal_head:
         case "tmd":
