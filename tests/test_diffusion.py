@@ -171,6 +171,8 @@ def test_mean_over_frames_weighs():
     [
         (lambda: TemporalMemoryDiffusion(64, 3), "num_heads must divide dim"),
         (lambda: TemporalMemoryDiffusion(64, 2, depth=0), "depth must be at least 1"),
+        (lambda: TemporalMemoryDiffusion(64, 2, drop_path=1.0), r"drop_path must be in \[0, 1\)"),
+        (lambda: MemoryDiffusion(64, 2, drop_path=-0.1), r"drop_path must be in .* got -0.1"),
         (lambda: TemporalMemoryDiffusion(64, 2)(torch.zeros(2, 9, 64)), r"\(B, T, N, D\)"),
         (lambda: TemporalMemoryDiffusion(64, 2)(torch.zeros(2, 4, 9, 32)), "D = 64"),
         (lambda: TemporalMemoryDiffusion(64, 2)(torch.zeros(1, 0, 9, 64)), r"\(B, T, N, D\)"),

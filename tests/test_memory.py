@@ -59,6 +59,18 @@ def test_memory_is_kept_in_float32_without_gradient_and_saved_with_its_module():
             lambda: CLIPMemory.from_features(torch.full((1, 2), torch.inf), torch.tensor([0])),
             "finite",
         ),
+        (
+            lambda: CLIPMemory.from_features(torch.zeros(2, 2), torch.tensor([0.5, 1.5])),
+            "identities must be whole numbers, got torch.float32",
+        ),
+        (
+            lambda: CLIPMemory(torch.zeros(3, 2)).update(torch.zeros(1, 4), torch.tensor([0]), 0.5),
+            r"features must be \(B, E\) with E = 2",
+        ),
+        (
+            lambda: CLIPMemory(torch.zeros(3, 2)).update(torch.zeros(1, 2), torch.tensor([0]), 5),
+            r"momentum must be in \[0, 1\], got 5",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):

@@ -91,6 +91,9 @@ def test_gradients_reach_every_parameter(variant, memory, tokens):
         (lambda: SequenceSpecificPrompt(64)(torch.zeros(5, 64), torch.zeros(9, 64)), "tokens must"),
         (lambda: SequenceSpecificPrompt(64)(torch.zeros(5, 32), torch.zeros(3, 9, 64)), "memory"),
         (lambda: SequenceSpecificPrompt(64)(torch.zeros(2, 5, 64), torch.zeros(3, 9, 64)), "B = 3"),
+        (lambda: SequenceSpecificPrompt(64)(torch.zeros(0, 64), torch.zeros(3, 9, 64)), "memory"),
+        (lambda: SequenceSpecificPrompt(64)(torch.zeros(64), torch.zeros(3, 9, 64)), "memory"),
+        (lambda: SequenceSpecificPrompt(64)(torch.zeros(5, 64), torch.zeros(3, 0, 64)), "tokens"),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):

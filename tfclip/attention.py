@@ -21,10 +21,15 @@ class DropPath(nn.Module):
 
     Args:
         probability: Chance that a row is skipped, in [0, 1).
+
+    Raises:
+        ValueError: The probability is out of its range.
     """
 
     def __init__(self, probability: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {probability}")
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:

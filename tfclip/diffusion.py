@@ -100,7 +100,7 @@ class MemoryDiffusion(nn.Module):
         drop_path: Probability that a frame skips a residual branch, in training.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``.
+        ValueError: ``num_heads`` does not divide ``dim``, or ``drop_path`` is not in [0, 1).
 
     Example:
         >>> diffusion = MemoryDiffusion(dim=64, num_heads=2)
@@ -159,7 +159,8 @@ class TemporalMemoryDiffusion(nn.Module):
         temporal_position: Make the order of the frames matter; see ``TemporalMemoryConstruction``.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``, or ``depth`` is less than 1.
+        ValueError: ``num_heads`` does not divide ``dim``, ``depth`` is less than 1, or
+            ``drop_path`` is not in [0, 1).
 
     Example:
         >>> diffusion = TemporalMemoryDiffusion(dim=64, num_heads=2)

@@ -87,8 +87,16 @@ class CLIPMemory(nn.Module):
             momentum: Share of the old row that stays; the rest is the identity's mean feature.
 
         Raises:
-            ValueError: The lengths differ, a feature is not finite or an identity has no row.
+            ValueError: The shapes do not fit, a feature is not finite, an identity has no row, or
+                the momentum is not in [0, 1].
         """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        if features.shape[1:] != self.centroids.shape[1:]:
+            raise ValueError(
+                f"features must be (B, E) with E = {self.centroids.shape[1]}, "
+                f"got shape {tuple(features.shape)}"
+            )
         means, present = identity_centroids(features.detach(), identities)
         rows = torch.searchsorted(self.identities, present).clamp_max(len(self.identities) - 1)
         strangers = present[self.identities[rows] != present]
@@ -118,13 +126,16 @@ def identity_centroids(features: Tensor, identities: Tensor) -> tuple[Tensor, Te
         Centroids in float32, ``(K, E)``, and their identities in ascending order, ``(K,)``.
 
     Raises:
-        ValueError: The lengths differ, no identity is left, or a feature is not finite.
+        ValueError: The lengths differ, identities are no whole numbers, none is left, or a feature
+            is not finite.
     """
     if features.ndim != 2 or identities.shape != features.shape[:1]:
         raise ValueError(
             f"features must be (M, E) and identities (M,), "
             f"got shapes {tuple(features.shape)} and {tuple(identities.shape)}"
         )
+    if identities.is_floating_point():
+        raise ValueError(f"identities must be whole numbers, got {identities.dtype}")
     known = identities >= 0
     if not known.any():
         raise ValueError("identities must have at least one that is not negative, got none")

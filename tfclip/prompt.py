@@ -170,12 +170,13 @@ class SequenceSpecificPrompt(nn.Module):
         Raises:
             ValueError: The shapes do not fit.
         """
-        if tokens.ndim != 3 or tokens.shape[-1] != self.dim:
+        if tokens.ndim != 3 or tokens.shape[-1] != self.dim or 0 in tokens.shape:
             raise ValueError(
                 f"tokens must be (B, N, E) with E = {self.dim}, got shape {tuple(tokens.shape)}"
             )
         shared = memory.ndim == 2
-        if memory.shape[-1] != self.dim or not (shared or memory.shape[::2] == tokens.shape[::2]):
+        fits = shared or (memory.ndim == 3 and len(memory) == len(tokens))
+        if not fits or memory.shape[-1] != self.dim or 0 in memory.shape:
             raise ValueError(
                 f"memory must be (K, E) or (B, K, E) with B = {len(tokens)} and E = {self.dim}, "
                 f"got shape {tuple(memory.shape)}"
