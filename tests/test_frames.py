@@ -306,6 +306,8 @@ def test_a_box_without_a_pixel_of_its_frame_is_refused(box: list[float]):
         (torch.full((2, 3, 4, 4), -0.5), r"in \[0, 1\] .* -0.5; already normalised .*model\("),
         (torch.full((2, 3, 4, 4), float("nan")), r"frames must be finite, got values from nan"),
         (torch.full((2, 3, 4, 4), float("inf")), r"frames must be finite, .* to inf"),
+        (torch.zeros(2, 3, 4, 4).to_sparse(), r"frames must be a dense tensor with values"),
+        (torch.zeros(2, 3, 4, 4, device="meta"), r"frames must be a dense tensor with values"),
         (np.zeros((2, 3, 4, 5), np.uint8), r"\(2, 3, 4, 5\); use frames.transpose\(0, 2, 3, 1\)"),
         (np.zeros((3, 2, 4, 5), np.uint8), r"use frames.transpose\(1, 2, 3, 0\)"),
         (np.zeros((3, 4, 5), np.uint8), r"use frames.transpose\(1, 2, 0\)"),

@@ -83,6 +83,8 @@ def check_tensor(tensor: torch.Tensor, name: str, *, stacked: bool = False) -> N
             f"{name} must be uint8 in [0, 255] or float in [0, 1] when it is a tensor, "
             f"got {tensor.dtype}"
         )
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise FrameError(f"{name} must be a dense tensor with values, got a sparse or meta tensor")
     layout = ("T", "3", "H", "W") if stacked else ("3", "H", "W")
     _check_axes(tuple(tensor.shape), name, layout, "permute")
     if tensor.is_floating_point():
