@@ -1,5 +1,7 @@
+import errno
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +9,16 @@ import torch
 from PIL import Image
 
 from tfclip.data import EmbeddingTable, SyntheticTracklets, Thumbnail, search_table
-from tfclip.errors import MissingExtraError
+from tfclip.errors import MissingExtraError, SaveError
 from tfclip.functional import evaluate_ranking
-from tfclip.visualize import Shown, cmc_curves, contact_sheet, draw_search, ranked_list
+from tfclip.visualize import (
+    Shown,
+    cmc_curves,
+    contact_sheet,
+    draw_search,
+    ranked_list,
+    save_figure,
+)
 
 
 def picture(value=0, height=64, width=32):
@@ -119,6 +128,24 @@ def test_pyplot_is_left_alone():
     before = "matplotlib.pyplot" in sys.modules
     ranked_list([(Shown(picture=picture()), [])])
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".svg", ".pdf"])
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"sheet{suffix}"
+    figure = contact_sheet([np.zeros((20, 10, 3), dtype=np.uint8)])
+    save_figure(figure, path)
+    before = path.read_bytes()
+    assert len(before) > 500
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(SaveError, match="No space left on device"):
+        save_figure(figure, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_to_draw_is_an_error():

@@ -1,21 +1,24 @@
-"""Pictures of results, as Matplotlib figures (extra ``viz``); nothing is shown or saved here.
+"""Pictures of results, as Matplotlib figures (extra ``viz``); nothing is shown here.
 
 Figures are made without pyplot: they need no display and leave no state behind.
-``figure.savefig("result.png")`` writes one.
+``save_figure(figure, "result.png")`` writes one, and so does ``figure.savefig``.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfclip.errors import MissingExtraError
+from tfclip.files import replace_when_done
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -287,6 +290,25 @@ def _verdict(query: Shown, result: Shown) -> str:
 
 def _same_camera(query: Shown, result: Shown) -> bool:
     return query.camera is not None and query.camera == result.camera
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a file, whole or not at all.
+
+    Args:
+        figure: What the functions of this module return.
+        path: Its suffix says the format: ``.png``, ``.jpg``, ``.svg``, ``.pdf``, ...
+
+    Raises:
+        SaveError: The file cannot be written; what stood there is untouched.
+        ValueError: Matplotlib does not know the suffix.
+    """
+    path = Path(path)
+    # Drawn in memory first: some of Matplotlib's writers stumble over a full disk in their own way.
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix(".").lower())
+    with replace_when_done(path) as temporary:
+        temporary.write_bytes(drawn.getvalue())
 
 
 def check_matplotlib() -> None:
