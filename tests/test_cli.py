@@ -1,8 +1,12 @@
 import dataclasses
+import errno
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tfclip import TFCLIP, TFCLIPConfig, jobs
 from tfclip.cli import main
@@ -17,13 +22,13 @@ from tfclip.data import EmbeddingTable, read_folder, read_mot
 from tfclip.errors import TableError
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or ROOT.parent / "shared" / "data")
 
 
 def real(*parts):
-    path = DATA.joinpath(*parts)
+    """Find real data, which is no part of the repository."""
+    path = Path(os.environ.get("TFCLIP_TEST_DATA", "unset"), *parts)
     if not path.exists():
-        pytest.skip(f"needs the real data {'/'.join(parts)} (TFCLIP_TEST_DATA)")
+        pytest.skip(f"needs {'/'.join(parts)} in the folder that TFCLIP_TEST_DATA names")
     return path
 
 
@@ -289,12 +294,175 @@ def test_a_mistake_is_one_line_before_any_work(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def put(folder, *images):
+    """Save images as the frames of one tracklet."""
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.{'tif' if image.mode == 'CMYK' else 'png'}")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_any_kind_of_picture_is_encoded(tmp_path, model_folder, mode):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (32, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    put(tmp_path / "crops" / "t", image, image.resize((20, 50)))
+    out = tmp_path / "o.safetensors"
+    assert run("encode", tmp_path / "crops", "--out", out, "--model", model_folder) == 0
+    table = EmbeddingTable.load(out)
+    assert table.num_frames == (2,)
+    expected = TFCLIP.from_pretrained(model_folder).encode_sequence(tmp_path / "crops" / "t")
+    torch.testing.assert_close(table.embeddings[0], expected, rtol=0, atol=1e-5)
+
+
+def spoil(kind, folder, model_folder):
+    """Make a source that cannot be encoded; return it, with options, and part of the message."""
+    crops = folder / "crops"
+    draw_frames(crops / "t", 3, 0)
+    one = crops / "t" / "0001.png"
+    source = [crops, "--model", model_folder]
+    boxes = ["--boxes", folder / "boxes.txt"]
+    if kind == "truncated":
+        one.write_bytes(one.read_bytes()[:600])
+        return source, "1.png is not a readable image"
+    if kind == "empty file":
+        one.write_bytes(b"")
+        return source, "1.png is not a readable image"
+    if kind == "32 bits":
+        Image.new("F", (16, 32)).save(crops / "t" / "3.tif")
+        return source, "3.tif must have 8 or 16 bits"
+    if kind == "no images":
+        shutil.rmtree(crops / "t")
+        (crops / "t").mkdir()
+        return source, "has no image in it or below it"
+    if kind == "no video":
+        (folder / "v.mp4").write_bytes(b"no video" * 50)
+        (folder / "boxes.txt").write_text("1,1,0,0,8,8")
+        return [folder / "v.mp4", *boxes, *source[1:]], "v.mp4 is not a readable video"
+    if kind in BAD_BOXES:
+        text, message = BAD_BOXES[kind]
+        (folder / "boxes.txt").write_text(text)
+        return [crops / "t", *boxes, *source[1:]], message
+    model = folder / "model"
+    shutil.copytree(model_folder, model)
+    weights = model / "model.safetensors"
+    if kind == "camera":
+        return [crops, "--camera", 3, "--use-cameras", "--model", model], "has no camera table"
+    if kind == "unknown backbone":
+        config = (model / "config.json").read_text()
+        (model / "config.json").write_text(config.replace("ViT-B-16", "ViT-B-17"))
+        return [crops, "--model", model], "backbone 'ViT-B-17' is unknown"
+    if kind == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+        return [crops, "--model", model], "is truncated, damaged or no safetensors file"
+    if kind == "pickle":
+        weights.write_bytes(pickle.dumps(threading.Barrier))
+        return [crops, "--model", model], "is a pickle, which can run code"
+    if kind == "other architecture":
+        make_model(folder / "other", temporal_head="average")
+        shutil.copy(folder / "other" / "model.safetensors", weights)
+        return [crops, "--model", model], "does not fit TFCLIP: "
+    assert kind == "NaN"
+    broken = load_file(weights)
+    broken["backbone.tower.proj"][0, 0] = torch.nan
+    save_file(broken, weights)
+    return [crops, "--model", model], "the embedding of 't' is not finite"
+
+
+BAD_BOXES = {
+    "empty table": ("", "boxes.txt has no box"),
+    "zero area": ("1,1,0,0,0,8", "boxes.txt, line 1: the box must have an area"),
+    "outside": ("1,1,900,0,8,8", "no box lies inside the picture"),
+    "no number": ("1,1,nan,0,8,8", "left must be a number, got 'nan'"),
+    "beyond the end": ("9,1,0,0,8,8", "has 3 frames, but frame 9 is asked for"),
+}
+SPOILT = [
+    *("truncated", "empty file", "32 bits", "no images", "no video", "camera", "unknown backbone"),
+    *("truncated weights", "pickle", "other architecture", "NaN"),
+    *BAD_BOXES,
+]
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, model_folder, capsys, kind):
+    source, message = spoil(kind, tmp_path, model_folder)
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert run("encode", *source, "--out", tmp_path / "out" / "o.safetensors") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("tfclip: ")
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(crops, tmp_path, model_folder, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "o.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        assert run("encode", crops, "--out", out, "--model", model_folder) == 1
+    _untrained, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("tfclip: cannot write ")
+    assert line.endswith("No space left on device")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(
+    crops, tmp_path, model_folder, capsys, small_groups
+):
+    out = tmp_path / "o.safetensors"
+    common = ("encode", crops, "--out", out, "--model", model_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        write, written = Path.write_bytes, []
+
+        def fill(path, content):
+            if len(written) == 2:
+                full_disk()
+            written.append(path)
+            return write(path, content)
+
+        patch.setattr(Path, "write_bytes", fill)
+        assert run(*common) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not out.exists()
+    assert len(list((tmp_path / "o.safetensors.parts").iterdir())) == 2
+    assert run(*common) == 0
+    assert "going on: " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops", "o.safetensors"]
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(crops, tmp_path, model_folder, capsys):
+    out = tmp_path / ("x" * 300 + ".safetensors")
+    assert run("encode", crops, "--out", out, "--model", model_folder) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("File name too long")
+    assert usage_error("encode", "", "--out", tmp_path / "o.safetensors")  # not the whole folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops"]
+
+
+def test_one_clip_of_too_many_frames_is_one_sentence(crops, tmp_path, capsys):
+    make_model(tmp_path / "model", temporal_head="transformer_token")
+    out = ("--out", tmp_path / "o.safetensors", "--model", tmp_path / "model")
+    assert run("encode", crops, *out, "--sampling", "all") == 1
+    assert "must have at most 4 frames with sampling='all'" in capsys.readouterr().err
+    assert run("encode", crops, *out) == 0
+
+
 def test_options_that_contradict_each_other_are_a_wrong_usage(crops, tmp_path, model_folder):
     out = ("--out", tmp_path / "o.safetensors", "--model", model_folder)
     assert usage_error("encode", tmp_path / "a.mp4", *out)  # a video without boxes
     assert usage_error("encode", crops, *out, *LAYOUT, "--camera", "1")  # told twice
     assert usage_error("encode", tmp_path / "a.csv", *out, "--layout", "mars")
     assert usage_error("encode", crops, *out, "--device", "abacus")
+    assert usage_error("encode", crops, *out, "--device", "meta")  # it computes nothing
     assert usage_error("encode", crops, *out, "--revision", "main")  # of a folder
 
 
@@ -514,6 +682,16 @@ def test_search_draws_a_picture(table, tmp_path, capsys):
     assert f"picture of 4 of 4 queries: {picture}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+def test_a_picture_that_cannot_be_written_is_one_line(table, tmp_path, monkeypatch, capsys, suffix):
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    assert run("search", table, table, "--picture", tmp_path / f"p{suffix}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("No space left on device")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_search_refuses_what_cannot_be_compared(table, tmp_path, capsys):
     other = tmp_path / "other.safetensors"
     EmbeddingTable(embeddings=torch.eye(2), names=("x", "y"), model="n", fingerprint="g").save(
@@ -556,6 +734,32 @@ def test_mini_mars_is_encoded_and_searched(tmp_path, model_folder, capsys):
 
 
 @pytest.mark.slow
+def test_a_converted_checkpoint_encodes_and_searches_the_tracklets_of_pets(
+    tmp_path, golden, capsys
+):
+    checkpoint, model = tmp_path / "best_model.pth.tar", tmp_path / "model"
+    torch.save(golden("state_dict"), checkpoint)
+    sizes = ("--clip-length", 4, "--frame-size", 64, 32)
+    assert run("convert", checkpoint, model, *sizes) == 0
+    out, crops = tmp_path / "pets.safetensors", real("pets09_s2l1", "crops")
+    layout = ("--layout", "{person}/{tracklet}")
+    sampling = ("--sampling", "rrs", "--model", model)
+    assert run("encode", crops, *layout, "--out", out, *sampling) == 0
+    table = EmbeddingTable.load(out)
+    assert len(table) == 29
+    assert len(set(table.persons)) == 10
+    row = table.names.index("0001/03")
+    loaded = TFCLIP.from_pretrained(model)
+    expected = loaded.encode_sequence(crops / "0001" / "03", sampling="rrs")
+    torch.testing.assert_close(table.embeddings[row], expected, rtol=0, atol=1e-5)
+    picture = tmp_path / "pets.png"
+    capsys.readouterr()
+    assert run("search", out, out, "--top", 3, "--picture", picture) == 0
+    assert capsys.readouterr().out.count("query ") == 29
+    assert width_of(picture) > 500
+
+
+@pytest.mark.slow
 def test_the_video_of_tud_campus_is_encoded_and_searched(tmp_path, model_folder):
     folder = real("tud_campus")
     out = tmp_path / "tud.safetensors"
@@ -591,6 +795,16 @@ def test_a_checkpoint_of_the_reference_becomes_a_model_folder(tmp_path, golden, 
     embedding = model(recorded["frames"], recorded["cam_label"]).embedding
     expected = golden("eval_outputs")["feat_neck_before"]
     torch.testing.assert_close(embedding, expected, rtol=0, atol=5e-5)
+
+
+def test_a_full_disk_leaves_no_converted_model(tmp_path, golden, monkeypatch, capsys):
+    checkpoint, out = tmp_path / "best_model.pth.tar", tmp_path / "out"
+    torch.save(golden("state_dict"), checkpoint)
+    sizes = ("--clip-length", 4, "--frame-size", 64, 32)
+    monkeypatch.setattr("tfclip.hub.save_file", full_disk)
+    assert run("convert", checkpoint, out, *sizes) == 1
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert list(out.iterdir()) == []
 
 
 def test_a_checkpoint_that_is_none_is_one_line(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -450,6 +452,31 @@ def test_what_is_no_state_dict_is_refused(save, content, message):
     with pytest.raises(WeightsError, match=message) as error:
         convert.from_reference(path)
     assert one_sentence(error, path)
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_a_warning(tmp_path):
+    path = tmp_path / "best_model.pth.tar"
+    path.write_bytes(pickle.dumps({"weight": threading.Barrier}, protocol=4))
+    with pytest.raises(WeightsError, match="holds more than tensors"):
+        convert.read_checkpoint(path)  # warnings are errors here
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(save, shallow, monkeypatch):
+    path = save(shallow)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("tfclip.convert.is_scripted", refuse)
+    with pytest.raises(WeightsError, match=r"^cannot read .*: Permission denied$"):
+        convert.read_checkpoint(path)
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_checkpoint(read, name):
+    with pytest.raises(WeightsError, match="is not a file"):
+        read(Path(name))
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -204,6 +204,15 @@ def test_a_table_from_the_future_is_refused_with_the_cure(tmp_path):
         EmbeddingTable.load(path)
 
 
+def test_a_name_that_no_file_can_have_is_no_table(tmp_path):
+    path = tmp_path / ("x" * 300 + ".safetensors")
+    with pytest.raises(TableError, match="there is no such file"):
+        EmbeddingTable.load(path)
+    with pytest.raises(SaveError, match="File name too long"):
+        make_table().save(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "t.safetensors"
     make_table().save(path)

@@ -236,6 +236,25 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read():
     message_of(error)
 
 
+def test_a_device_without_numbers_is_refused():
+    with pytest.raises(ValueError, match="device 'meta' cannot be used"):
+        hub.load(TFCLIP, "no/such", device="meta")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "org/" + "x" * 5000, "a\0b", "a\nb", ""])
+def test_a_name_that_no_file_can_have_is_no_model(name: str):
+    with pytest.raises(WeightsError, match="is neither a folder") as error:
+        TFCLIP.from_pretrained(name)
+    message_of(error)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(model: TFCLIP, tmp_path: Path):
+    with pytest.raises(SaveError, match="File name too long") as error:
+        model.save_pretrained(tmp_path / ("x" * 300))
+    message_of(error)
+    assert content(tmp_path) == {}
+
+
 def test_a_saved_camera_table_and_necks_come_back(tmp_path: Path):
     config = CONFIG.replace(neck="after")
     necked = make_model(config=config)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
@@ -217,7 +219,7 @@ def from_clip(cls: type[ModelT], name: str, pretrained: str | Path, **changes: A
     if name.startswith("timm:"):
         return _from_timm(cls, name, str(pretrained), changes)
     weights = None
-    if Path(pretrained).is_file():
+    if os.path.isfile(pretrained):  # noqa: PTH113 (no name is an error to it)
         weights = read_clip(pretrained)
         settings, activation = _clip_settings(), weights.activation
     else:
@@ -285,7 +287,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         WeightsError: The file is missing, damaged, has code in it or holds something else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (no name is an error to it)
         raise WeightsError(f"{path} is not a file")
     if path.suffix == ".safetensors":
         return _plain_names(read_safetensors(path))
@@ -293,14 +295,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if is_scripted(path):
             loaded = read_scripted(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of a protocol it seldom sees
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors, or is no checkpoint at all, and was not loaded: a "
             "pickle can run any code"
         ) from error
+    except PermissionError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle can fail anywhere, with any exception
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise WeightsError(f"{path} cannot be read, it is damaged or cut off: {reason}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]

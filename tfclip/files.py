@@ -28,10 +28,10 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
         SaveError: The folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    if path.is_dir():
-        raise SaveError(f"cannot write {path}: it is a folder")
     temporary = None
     try:
+        if path.is_dir():
+            raise SaveError(f"cannot write {path}: it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent

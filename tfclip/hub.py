@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,7 +103,7 @@ def load(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    _check_device(device)
+    check_device(device)
     files = find(name_or_path, revision=revision)
     config = _read_config(files)
     tensors = read_safetensors(files.weights)
@@ -127,7 +128,8 @@ def find(name_or_path: str | Path, *, revision: str | None = None) -> ModelFiles
     """
     name = str(name_or_path)
     bundled = {folder.name: folder for folder in _BUNDLED.glob("*/")}
-    folder = Path(name) if Path(name).is_dir() else bundled.get(name)
+    # os.path, not Path: a name that no path can have is no folder, and no error.
+    folder = Path(name) if os.path.isdir(name) else bundled.get(name)  # noqa: PTH112
     if folder is not None:
         if revision is not None:
             raise ValueError(f"revision is for models on the Hub, and {name} is a folder")
@@ -140,9 +142,14 @@ def find(name_or_path: str | Path, *, revision: str | None = None) -> ModelFiles
     return _fetch(name, revision)
 
 
-def _check_device(device: torch.device | str | None) -> None:
+def check_device(device: torch.device | str | None) -> None:
+    """Refuse a device that nothing can be computed on; None is torch's default.
+
+    Raises:
+        ValueError: It is not there, or unknown.
+    """
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a number, which the meta device has not
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
 
@@ -276,7 +283,7 @@ def save(model: TFCLIP, folder: str | Path, *, name: str = "path/to/this/folder"
     config = model.config.to_json()
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     with contextlib.ExitStack() as stack:  # closes, that is renames, in the opposite order
-        if not (folder / CARD).exists():
+        if not os.path.exists(folder / CARD):  # noqa: PTH110 (what cannot be looked at fails below)
             card = model_card(model.config, model.part_widths, name)
             stack.enter_context(replace_when_done(folder / CARD)).write_text(card, "utf-8")
         stack.enter_context(replace_when_done(folder / CONFIG)).write_text(config, "utf-8")

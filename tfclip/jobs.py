@@ -8,6 +8,7 @@ to another job, and ends with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -135,11 +136,16 @@ def check_output(path: Path) -> None:
         MissingExtraError: Its format needs a package that is not there.
     """
     check_suffix(path)
-    if path.is_dir():
-        raise SaveError(f"cannot write {path}: it is a folder")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise SaveError(f"cannot write {path}: {folder} is not a folder")
+    try:
+        if path.is_dir():
+            raise SaveError(f"cannot write {path}: it is a folder")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise SaveError(f"cannot write {path}: {folder} is not a folder")
+    except SaveError:
+        raise
+    except OSError as error:  # the name is too long, or a folder may not be looked into
+        raise SaveError(f"cannot write {path}: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SaveError(f"cannot write {path}: no permission to write in {folder}")
 
@@ -294,7 +300,12 @@ class _Parts:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise SaveError(f"cannot write {self.folder}: {error.strerror}") from error
-        table.save(self._path(group))
+        try:
+            table.save(self._path(group))
+        except SaveError:
+            with contextlib.suppress(OSError):  # it holds what is finished
+                self.folder.rmdir()
+            raise
 
     def load_all(
         self, groups: Sequence[Group], tracklets: Sequence[Tracklet]

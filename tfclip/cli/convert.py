@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     """Convert a checkpoint to a model folder."""
     from tfclip import convert
 
-    if options.out.exists() and not options.out.is_dir():
+    if os.path.isfile(options.out):  # noqa: PTH113 (no name is an error to it)
         raise SaveError(f"cannot write {options.out}: it is not a folder")
     arguments: dict[str, Any] = {
         "neck": options.neck,

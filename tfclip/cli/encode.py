@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfclip.cli.shared import UsageError, add_command, add_model, load_model, natural, positive
+from tfclip.cli.shared import (
+    UsageError,
+    add_command,
+    add_model,
+    existing,
+    load_model,
+    natural,
+    positive,
+)
 
 if TYPE_CHECKING:
     from tfclip.data.tracklets import Tracklet
@@ -36,7 +44,7 @@ Example:
 """,
     )
     command.set_defaults(resumes=True)
-    command.add_argument("source", type=Path, metavar="SOURCE")
+    command.add_argument("source", type=existing, metavar="SOURCE")
     command.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=".safetensors or .parquet"
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfclip.cli.shared import PICTURE_SUFFIXES, UsageError, add_command, picture_path, positive
-from tfclip.files import replace_when_done
 
 if TYPE_CHECKING:
     from tfclip.data.embeddings import EmbeddingTable
@@ -62,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     """Search one file of embeddings in another."""
     from tfclip.data.embeddings import EmbeddingTable
     from tfclip.data.search import search_table
-    from tfclip.visualize import check_matplotlib, draw_search
+    from tfclip.visualize import check_matplotlib, draw_search, save_figure
 
     if options.picture:
         check_matplotlib()
@@ -81,8 +80,7 @@ def run(options: argparse.Namespace) -> None:
     if options.picture:
         number = min(len(queries), _MAX_PICTURED_QUERIES)
         figure = draw_search(queries.select(range(number)), gallery, results[:number])
-        with replace_when_done(options.picture) as temporary:
-            figure.savefig(temporary)
+        save_figure(figure, options.picture)
         print(f"picture of {number} of {len(queries)} queries: {options.picture}")
 
 

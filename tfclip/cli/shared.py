@@ -63,6 +63,13 @@ def positive(text: str) -> int:
     return number
 
 
+def existing(text: str) -> Path:
+    """Read the path of something to read; an empty text, which an unset variable gives, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got an empty text")
+    return Path(text)
+
+
 def picture_path(text: str) -> Path:
     """Read a path that ends as a picture does."""
     path = Path(text)
@@ -81,13 +88,11 @@ def load_model(options: argparse.Namespace) -> tuple[TFCLIP, str | None, str]:
     from tfclip.data.embeddings import model_fingerprint
     from tfclip.model import TFCLIP
 
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"--device {name} cannot be used: {reason}") from error
+        hub.check_device(device)
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from error
     try:
         # A branch may move on between two runs; the commit that it is now does not.
         source = hub.find(options.model, revision=options.revision).source
