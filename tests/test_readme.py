@@ -1,0 +1,94 @@
+"""What README tells a newcomer to type, run as it stands on drawn people.
+
+Its ``>>>`` examples are run by pytest itself; what would download weights is left out.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tfclip.cli import _build_parser, main
+from tfclip.data import EmbeddingTable, SyntheticTracklets
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PEOPLE = "demo/people-12x3-seed-0"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(*names):
+    """Return the lines of README that call ``tfclip`` with one of these commands."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line[:1] == ["tfclip"] and line[1] in names]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what README speaks of: the demo's people, MARS crops, a video with tracks."""
+    monkeypatch.chdir(tmp_path)
+    people = SyntheticTracklets(5, 2, 1, num_frames=(3, 6), frame_size=(64, 32), seed=2)
+    people.write(PEOPLE, "jpg")
+    for person, camera in ((2, 1), (2, 3), (7, 1)):
+        folder = Path("bbox_test", f"{person:04d}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for frame, source in enumerate(sorted(Path(PEOPLE, "0001/0/0").iterdir()), start=1):
+            name = f"{person:04d}C{camera}T0001F{frame:03d}.jpg"
+            (folder / name).write_bytes(source.read_bytes())
+    with av.open("street.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for shade in range(6):
+            picture = np.full((64, 96, 3), 40 * shade, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    tracks = [f"{frame},{person},{20 * person},4,16,40" for person in (1, 2) for frame in (1, 2, 5)]
+    Path("tracks.txt").write_text("\n".join(tracks))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_first_lines_of_python_find_the_person(workplace):
+    (code,) = (block for block in blocks("python") if "distance =" in block)
+    names = {}
+    exec(code, names)
+    assert names["gallery"].shape == (3, names["model"].embedding_dim)
+    expected = torch.cdist(names["gallery"], names["query"][None])[:, 0].square()
+    torch.testing.assert_close(names["distance"], expected, atol=1e-5, rtol=0)
+    assert int(names["distance"].argmin()) == 1  # the query's person
+
+
+def test_the_demo_leaves_people_where_the_next_lines_look_for_them():
+    (line,) = (line for line in commands("demo") if line == ["demo", "--out", "demo"])
+    assert line
+    assert README.count(PEOPLE) == 2
+
+
+@pytest.mark.slow
+def test_the_commands_encode_and_search(workplace, capsys):
+    lines = commands("encode", "search")
+    own = [line for line in lines if "mars-vit-b-16" not in line]  # the weights of the authors
+    assert [line[0] for line in own] == ["encode", "encode", "encode", "search"]
+    for line in own:
+        assert main(line) == 0, capsys.readouterr().err
+    counts = {"gallery": 10, "mars": 3, "street": 2}
+    for name, count in counts.items():
+        assert len(EmbeddingTable.load(f"{name}.safetensors")) == count
+    assert capsys.readouterr().out.count("query street/") == 2
+    with Image.open("ranked.png") as picture:
+        assert picture.width > 500
+
+
+def test_every_line_of_the_command_line_has_options_that_exist():
+    lines = commands("demo", "encode", "search", "convert")
+    assert len(lines) >= 7
+    for line in lines:
+        assert _build_parser().parse_args(line).run
