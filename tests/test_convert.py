@@ -718,6 +718,23 @@ def test_the_activation_follows_the_tag(served, name, tag, activation):
     assert len(served) == 1
 
 
+def test_the_activation_of_every_tag_is_the_one_open_clip_has_a_name_for():
+    """open_clip lists a tag of QuickGELU under a name of its own, which ends in -quickgelu."""
+    tags = set(open_clip.list_pretrained())
+    mistaken = {}
+    for name, tag in tags:
+        sizes = (open_clip.get_model_config(name) or {}).get("vision_cfg", {})
+        if not sizes or "timm_model_name" in sizes:
+            continue
+        plain = name.removesuffix("-quickgelu")
+        quick = (f"{plain}-quickgelu", tag) in tags
+        found = convert._tag_settings(name, tag)[1]
+        if found != ("quick_gelu" if quick else "gelu"):
+            mistaken[name, tag] = found
+    # The only name whose own sizes ask for QuickGELU without saying so.
+    assert mistaken == {("roberta-ViT-B-32", "laion2b_s12b_b32k"): "quick_gelu"}
+
+
 @pytest.mark.parametrize(
     ("name", "tag", "mean"),
     [("ViT-B-16", "openai", CLIP_MEAN), ("ViT-L-14", "laion2b_s32b_b82k", (0.5, 0.5, 0.5))],
