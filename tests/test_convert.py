@@ -467,7 +467,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(save, shallow, monkey
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("tfclip.convert.is_scripted", refuse)
+    monkeypatch.setattr("tfclip.checkpoints.is_scripted", refuse)
     with pytest.raises(WeightsError, match=r"^cannot read .*: Permission denied$"):
         convert.read_checkpoint(path)
 

@@ -1,18 +1,11 @@
-"""Other people's files to ours: the authors' checkpoints and CLIP's own weights.
-
-This is the only module that reads pickles, and never runs code in one: pickles are read with
-``weights_only=True`` and scripted archives by ``tfclip.scripted``.
-"""
+"""Other people's files to ours: the authors' checkpoints and CLIP's own weights."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, overload
@@ -21,10 +14,10 @@ import torch
 from torch import Tensor
 
 from tfclip.backbones import Backbone, build_backbone, patch_grid
+from tfclip.checkpoints import file_sha256, read_checkpoint
 from tfclip.config import Activation, Interpolation, Neck, TFCLIPConfig
 from tfclip.errors import ConfigError, WeightsError
-from tfclip.scripted import is_scripted, read_scripted
-from tfclip.tensors import load_weights, read_safetensors
+from tfclip.tensors import load_weights
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -276,56 +269,6 @@ def read_clip(path: str | Path) -> CLIPWeights:
             f"{path} has no image tower under OpenAI's names ('visual.conv1.weight')"
         )
     return CLIPWeights(visual, "quick_gelu" if _OPENAI_MARKS & set(tensors) else None)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read named tensors from safetensors, a pickled state dict or a scripted archive.
-
-    ``module.`` before the names, left by data-parallel training, is removed.
-
-    Raises:
-        WeightsError: The file is missing, damaged, has code in it or holds something else.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):  # noqa: PTH113 (no name is an error to it)
-        raise WeightsError(f"{path} is not a file")
-    if path.suffix == ".safetensors":
-        return _plain_names(read_safetensors(path))
-    try:
-        if is_scripted(path):
-            loaded = read_scripted(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of a protocol it seldom sees
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors, or is no checkpoint at all, and was not loaded: a "
-            "pickle can run any code"
-        ) from error
-    except PermissionError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # a damaged pickle can fail anywhere, with any exception
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise WeightsError(f"{path} cannot be read, it is damaged or cut off: {reason}") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise WeightsError(f"{path} must hold a state dict, got {type(loaded).__name__}")
-    tensors = {name: x for name, x in loaded.items() if isinstance(x, Tensor)}
-    if len(tensors) != len(loaded):
-        other = next(name for name, x in loaded.items() if not isinstance(x, Tensor))
-        raise WeightsError(f"{path} must hold tensors only, got {other!r}")
-    return _plain_names(tensors)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def _new_names(
