@@ -274,6 +274,12 @@ def test_what_is_no_tensor_is_refused(tiny_model, arguments, message):
         tiny_model(*arguments)
 
 
+@pytest.mark.parametrize("config", ["ViT-B-16", {"backbone": "ViT-B-16"}])
+def test_a_model_is_made_of_a_config_and_nothing_else(config):
+    with pytest.raises(TypeError, match="must be a TFCLIPConfig, got .*from_pretrained"):
+        TFCLIP(config)
+
+
 def test_under_autocast_frames_may_be_of_either_type(tiny_model, frames):
     with torch.autocast("cpu", torch.bfloat16):
         whole, half = (tiny_model(x).embedding for x in (frames, frames.bfloat16()))

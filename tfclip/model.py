@@ -58,6 +58,7 @@ class TFCLIP(nn.Module):
 
     Raises:
         ConfigError: The configuration names a backbone that does not exist or does not fit.
+        TypeError: ``config`` is no ``TFCLIPConfig``.
 
     Example:
         >>> config = TFCLIPConfig(
@@ -71,6 +72,11 @@ class TFCLIP(nn.Module):
 
     def __init__(self, config: TFCLIPConfig | None = None) -> None:
         super().__init__()
+        if not isinstance(config, (TFCLIPConfig, type(None))):
+            raise TypeError(
+                f"config must be a TFCLIPConfig, got {type(config).__name__}; "
+                "weights are loaded by TFCLIP.from_pretrained"
+            )
         self.config = config = TFCLIPConfig() if config is None else config
         self.backbone = build_backbone(config)
         width, projected_width = self.backbone.width, self.backbone.projected_width
