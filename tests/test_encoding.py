@@ -32,13 +32,17 @@ def draw(num_frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num_frames, 40, 24, 3), dtype=np.uint8)
 
 
-def slow_embedding(model: TFCLIP, frames: np.ndarray, clips: list[list[int]], camera=None):
-    """Each clip alone through forward, repeated frames and all; mean, then length 1."""
+def slow_mean(model: TFCLIP, frames: np.ndarray, clips: list[list[int]], camera=None):
+    """Each clip alone through forward, repeated frames and all; then their mean."""
     pixels = Preprocess(model.config)(frames)
     cameras = None if camera is None else torch.tensor([camera])
     with torch.inference_mode():
         each = [model(pixels[clip][None], cameras).embedding[0] for clip in clips]
-    return F.normalize(torch.stack(each).mean(0), dim=0)
+    return torch.stack(each).mean(0)
+
+
+def slow_embedding(model: TFCLIP, frames: np.ndarray, clips: list[list[int]], camera=None):
+    return F.normalize(slow_mean(model, frames, clips, camera), dim=0)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 8, 9, 23])
@@ -47,6 +51,14 @@ def test_dense_is_the_mean_over_the_reference_clips(model, num_frames, camera):
     frames = draw(num_frames)
     expected = slow_embedding(model, frames, sample_dense(num_frames, 4), camera)
     torch.testing.assert_close(model.encode_sequence(frames, camera), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_frames", [3, 9, 23])
+def test_without_normalising_it_is_that_mean_and_no_sum(model, num_frames):
+    frames = draw(num_frames)
+    expected = slow_mean(model, frames, sample_dense(num_frames, 4))
+    raw = model.encode_sequence(frames, normalize=False)
+    torch.testing.assert_close(raw, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 4, 9, 23])

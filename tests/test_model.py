@@ -276,7 +276,7 @@ def test_what_is_no_tensor_is_refused(tiny_model, arguments, message):
 
 @pytest.mark.parametrize("config", ["ViT-B-16", {"backbone": "ViT-B-16"}])
 def test_a_model_is_made_of_a_config_and_nothing_else(config):
-    with pytest.raises(TypeError, match="must be a TFCLIPConfig, got .*from_pretrained"):
+    with pytest.raises(TypeError, match=r"must be a TFCLIPConfig, got .*from_pretrained"):
         TFCLIP(config)
 
 
