@@ -86,7 +86,7 @@ def _usage(name: str) -> str:
 ```python
 from tfclip import TFCLIP, functional
 
-model = TFCLIP.from_pretrained("{name}")  # revision="..." pins a commit
+model = TFCLIP.from_pretrained("{name}")  # on the Hub, revision="..." pins it
 embeddings = model.encode_sequences(["crops/track_1", "crops/track_2"])  # folders of frames
 distance = functional.cosine_distance(embeddings, embeddings)  # smaller is nearer
 ```"""
