@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from tfclip import TFCLIPConfig
 from tfclip.errors import ConfigError
@@ -80,6 +83,35 @@ def test_convolution_starts_as_a_shift_of_two_quarters_of_the_channels(tokens, p
     torch.testing.assert_close(shifted[..., :8], torch.cat([projected[:, 1:, :8], zero], 1))
     torch.testing.assert_close(shifted[..., 8:24], projected[..., 8:24])
     torch.testing.assert_close(shifted[..., 24:], torch.cat([zero, projected[:, :-1, 24:]], 1))
+
+
+def test_transf_adds_frames_to_what_its_blocks_make_of_them_and_their_places(tokens, projected):
+    head: Any = head_of("transformer")
+    places = head.positions[: projected.shape[1]]
+    x = projected + places
+    for block in head.blocks:
+        attention = nn.MultiheadAttention(32, block.attention.num_heads, batch_first=True)
+        attention.in_proj_weight = block.attention.input_projection.weight
+        attention.in_proj_bias = block.attention.input_projection.bias
+        attention.out_proj = block.attention.output_projection
+        normed = block.attention_norm(x)
+        x = x + attention(normed, normed, normed)[0]
+        x = x + block.mlp(block.mlp_norm(x))
+    torch.testing.assert_close(head(tokens, projected), projected + x, atol=1e-5, rtol=0)
+    head.blocks = nn.ModuleList()
+    torch.testing.assert_close(head(tokens, projected), 2 * projected + places)
+
+
+class Passing(nn.Module):
+    def forward(self, x, src_key_padding_mask=None):
+        return x
+
+
+def test_transf_cls_reads_out_its_extra_token_at_the_first_place(tokens, projected):
+    head: Any = head_of("transformer_token")
+    head.encoder = Passing()
+    expected = (head.token + head.positions[0]).expand_as(projected)
+    torch.testing.assert_close(head(tokens, projected), expected)
 
 
 def test_clips_longer_than_the_position_table_are_refused_when_the_model_is_built():
