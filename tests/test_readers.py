@@ -439,3 +439,11 @@ def test_the_tracks_of_tud_campus_are_those_of_its_ground_truth():
     shapes = [frame.shape for frame in tracklets[5].open()]
     assert len(shapes) == 9
     assert all(0 < height <= 480 and 0 < width <= 640 for height, width, _ in shapes)
+
+
+def test_a_name_that_no_file_can_have_is_no_file(tmp_path):
+    name = tmp_path / ("x" * 300)
+    with pytest.raises(TableError, match="there is no such folder"):
+        read_folder(name)
+    with pytest.raises(TableError, match="there is no such video or folder"):
+        read_mot(name, tmp_path / "boxes.txt")

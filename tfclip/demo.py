@@ -14,10 +14,9 @@ from tfclip.data.readers import read_folder
 from tfclip.data.search import search_table
 from tfclip.data.synthetic import SyntheticTracklets
 from tfclip.data.tracklets import Tracklet
-from tfclip.files import replace_when_done
 from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean_distance
 from tfclip.jobs import encode_to_file
-from tfclip.visualize import check_matplotlib, cmc_curves, draw_search
+from tfclip.visualize import check_matplotlib, cmc_curves, draw_search, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,14 +110,14 @@ def run_demo(
         picture=out / "ranked.png",
         curves=out / "cmc.png",
     )
-    _save(_ranked(table), report.picture)
+    save_figure(_ranked(table), report.picture)
     results = {
         model_name or "model": report.model,
         "untrained weights": report.untrained,
         "colour histogram": report.histogram,
     }
     title = "Drawn people, searched in other cameras"
-    _save(cmc_curves(results, max_rank=10, title=title), report.curves)
+    save_figure(cmc_curves(results, max_rank=10, title=title), report.curves)
     return report
 
 
@@ -160,8 +159,3 @@ def _ranked(table: EmbeddingTable) -> Figure:
     queries = table.select(range(0, len(table), step)[:_PICTURED])
     results = search_table(queries, table, top=8, exclude_same_camera=True)
     return draw_search(queries, table, results, title="Drawn people, found in other cameras")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replace_when_done(path) as temporary:
-        figure.savefig(temporary)

@@ -92,7 +92,7 @@ def read_mot(frames: str | Path, boxes: str | Path) -> list[Tracklet]:
         TableError: A file is missing, or a line is not as above; the message names the line.
     """
     source, path = Path(frames), Path(boxes)
-    if not source.exists():
+    if not os.path.exists(source):  # noqa: PTH110 (a name no path can have is none, and no error)
         raise TableError(f"cannot read {source}: there is no such video or folder")
     tracks: dict[int, dict[int, Box]] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -142,7 +142,7 @@ def compile_layout(layout: str) -> re.Pattern[str]:
 
 def _list_images(root: Path) -> dict[str, list[Path]]:
     """Return every folder that holds images, by its path below ``root``, in natural order."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 (a name no folder can have is none, and no error)
         raise TableError(f"cannot read {root}: there is no such folder")
     found, empty, seen = {}, [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_folder):
