@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+Metric = Literal["squared_euclidean", "cosine"]
+
+_ROWS_AT_ONCE = 16_384  # embeddings squared at once
 
 
 def squared_euclidean_distance(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -56,6 +62,64 @@ def cosine_distance(queries: Tensor, gallery: Tensor) -> Tensor:
     _check_embeddings(queries, gallery)
     cosine = normalize(queries, dim=1) @ normalize(gallery, dim=1).T
     return (1 - cosine).clamp(0, 2)
+
+
+class DistanceStrips:
+    """Distances of a few queries at a time to the whole gallery, in memory of one strip.
+
+    The arithmetic is that of the two functions above, done in place and without gradient.
+
+    Args:
+        queries: Embeddings, ``(Q, F)``, floating point, finite.
+        gallery: Embeddings, ``(G, F)``, of the same type and on the same device.
+        metric: ``"squared_euclidean"`` or ``"cosine"``.
+
+    Raises:
+        ValueError: An unknown metric, widths that differ, or a distance that would not be finite.
+        TypeError: They are not floating point, or their types differ.
+    """
+
+    def __init__(self, queries: Tensor, gallery: Tensor, metric: Metric) -> None:
+        if metric not in get_args(Metric):
+            raise ValueError(f"metric must be one of {get_args(Metric)}, got {metric!r}")
+        _check_embeddings(queries, gallery)
+        self._metric = metric
+        self._queries, self._gallery = queries.detach(), gallery.detach()
+        for name, rows in (("queries", self._queries), ("gallery", self._gallery)):
+            _check_finite(name, rows)
+        if metric == "cosine":
+            self._queries = normalize(self._queries, dim=1)
+            self._gallery = normalize(self._gallery, dim=1)
+            return
+        self._query_squares = _squared_lengths(self._queries)
+        self._gallery_squares = _squared_lengths(self._gallery)
+        farthest = 2 * (self._query_squares.max() + self._gallery_squares.max())
+        if not farthest.isfinite():
+            raise ValueError(
+                f"queries and gallery must be short enough for {queries.dtype}, got squared "
+                f"lengths up to {self._query_squares.max()} and {self._gallery_squares.max()}"
+            )
+
+    def __getitem__(self, block: slice) -> Tensor:
+        """Return new distances ``(B, G)`` of a block of queries; they are the caller's."""
+        queries = self._queries[block]
+        if self._metric == "cosine":
+            return (queries @ self._gallery.T).neg_().add_(1).clamp_(0, 2)
+        strip = self._query_squares[block, None] + self._gallery_squares
+        return strip.addmm_(queries, self._gallery.T, alpha=-2).clamp_min_(0)
+
+
+def _squared_lengths(rows: Tensor) -> Tensor:
+    return torch.cat([chunk.square().sum(1) for chunk in rows.split(_ROWS_AT_ONCE)])
+
+
+def _check_finite(name: str, rows: Tensor) -> None:
+    if not rows.numel():
+        raise ValueError(f"{name} must have at least one entry, got shape {tuple(rows.shape)}")
+    low, high = rows.aminmax()  # NaN wins both
+    if not (low.isfinite() and high.isfinite()):
+        row, column = (~rows.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"{name} must be finite, got {rows[row, column].item()} in row {row}")
 
 
 def _check_embeddings(queries: Tensor, gallery: Tensor) -> None:

@@ -2,239 +2,337 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
-import torch
 from torch import Tensor
+from tqdm import tqdm
 
-AveragePrecision = Literal["step", "trapezoid"]
-Exclusion = Literal["person_and_camera", "camera"]
-Labels: TypeAlias = Sequence[Hashable] | Tensor | np.ndarray
+from tfclip.functional.candidates import (
+    Candidates,
+    Exclusion,
+    Labels,
+    Rows,
+    check_distance,
+    matrix_sizes,
+)
+from tfclip.functional.distance import DistanceStrips, Metric
+from tfclip.functional.ranks import match_ranks
+from tfclip.functional.result import (
+    AveragePrecision,
+    QueryScores,
+    RankingResult,
+    score_ranks,
+    summarise,
+)
 
-_LEFT_OUT: dict[Exclusion, str] = {
-    "person_and_camera": "gallery rows of the query's person and camera are left out",
-    "camera": "gallery rows of the query's camera are left out",
+_METRIC_WORDS: dict[Metric, str] = {
+    "squared_euclidean": "squared Euclidean distance",
+    "cosine": "cosine distance",
 }
-_BLOCK_ENTRIES = 4_000_000  # distances ranked at once: bounds the memory whatever the gallery
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingResult:
-    """The figures of one evaluation, and the protocol they were measured with.
-
-    Args:
-        mAP: Mean over the valid queries of the average precision, from 0 to 1.
-        cmc: ``(R,)`` float64; entry ``k - 1`` is the share of valid queries with a right match
-            among their first ``k`` results.
-        mINP: Mean inverse negative penalty: right matches over the rank of the last of them.
-        num_valid_queries: Queries that have a right match in the gallery; the others are skipped.
-        num_queries: All queries.
-        protocol: One line that says what was counted, to be printed beside the figures.
-    """
-
-    mAP: float  # noqa: N815 - the field writes it so
-    cmc: Tensor
-    mINP: float  # noqa: N815 - the field writes it so
-    num_valid_queries: int
-    num_queries: int
-    protocol: str
-
-    def rank(self, k: int) -> float:
-        """Return the share of valid queries with a right match among the first ``k`` results.
-
-        Args:
-            k: From 1 on. Beyond the end of ``cmc`` the answer is known only where all have one.
-
-        Raises:
-            ValueError: ``k`` is less than 1, or beyond the ``max_rank`` that was measured.
-        """
-        last = float(self.cmc[-1])
-        if k < 1 or (k > len(self.cmc) and last < 1):
-            raise ValueError(f"k must be from 1 to the measured {len(self.cmc)}, got {k}")
-        return float(self.cmc[k - 1]) if k <= len(self.cmc) else last
+_STRIP_ENTRIES = 2**25  # distances of one block of queries: 128 MiB in float32
 
 
 def evaluate_ranking(
     distance: Tensor,
     query_ids: Labels,
     gallery_ids: Labels,
-    query_cameras: Labels,
-    gallery_cameras: Labels,
+    query_cameras: Labels | None,
+    gallery_cameras: Labels | None,
     ap: AveragePrecision = "step",
     *,
     exclude: Exclusion = "person_and_camera",
+    junk_ids: Collection[Hashable] = (),
+    query_rows: Labels | None = None,
     max_rank: int = 50,
 ) -> RankingResult:
     """Rank the gallery for every query and measure how early its right matches come.
 
     Gallery rows with the query's person **and** camera are left out of its ranking (see
     ``exclude``); a query that has no right match left is skipped. Equal distances keep the order of
-    the gallery.
+    the gallery. An id is only a name: a negative one is a person like any other, unless
+    ``junk_ids`` names it.
 
     Args:
         distance: ``(Q, G)``, finite, smaller is nearer.
         query_ids: ``(Q,)`` persons: a tensor, an array or a sequence of integers or strings.
         gallery_ids: ``(G,)`` persons.
-        query_cameras: ``(Q,)`` cameras, in the order of ``query_ids``.
-        gallery_cameras: ``(G,)`` cameras, in the order of ``gallery_ids``.
+        query_cameras: ``(Q,)`` cameras, in the order of ``query_ids``; ``None`` is possible where
+            nothing is left out for its camera.
+        gallery_cameras: ``(G,)`` cameras, in the order of ``gallery_ids``, or ``None`` likewise.
         ap: Average precision as the mean of the precision at every right match (``"step"``), or
             as the area under straight lines between ranks (``"trapezoid"``), which the official
             scripts of Market-1501 and MARS compute and which differs in the third digit.
         exclude: What is left out of a query's ranking: rows of its ``"person_and_camera"``, as all
-            public benchmarks do, or everything from its ``"camera"``.
+            public benchmarks do, everything from its ``"camera"``, or ``"none"``.
+        junk_ids: Persons whose gallery rows are left out of every ranking, neither right nor
+            wrong: ``[-1]`` for MARS and Market-1501.
+        query_rows: ``(Q,)`` the gallery row that is the query itself, -1 for none; it is left out
+            of that query's ranking. With ``"person_and_camera"`` it is left out anyway.
         max_rank: Longest CMC returned.
 
     Returns:
         The figures with their protocol.
 
     Raises:
-        TypeError: ``distance`` is not floating point.
-        ValueError: Lengths that do not fit, a distance that is not finite, an unknown choice, or
-            no query with a right match; the message says what the likely cause is.
+        TypeError: ``distance`` is not floating point, or ``query_rows`` are not integers.
+        ValueError: Lengths that do not fit, a distance that is not finite, an unknown choice, a
+            query of a junk person, an own row of another person, or no query with a right match;
+            the message says what the likely cause is.
 
     Example:
+        >>> import torch
         >>> distance = torch.tensor([[0.1, 0.2, 0.9]])  # right matches at ranks 1 and 3
         >>> result = evaluate_ranking(distance, [7], [7, 8, 7], [0], [1, 1, 2])
         >>> round(result.mAP, 4), result.cmc.tolist()
         (0.8333, [1.0, 1.0, 1.0])
     """
+    _check_choices(ap, max_rank)
+    distance = check_distance(distance)
+    candidates = Candidates(
+        query_ids,
+        gallery_ids,
+        query_cameras,
+        gallery_cameras,
+        sizes=matrix_sizes(distance),
+        exclude=exclude,
+        junk_ids=junk_ids,
+        query_rows=query_rows,
+    )
+    return _rank_all(candidates, candidates.blocks(distance), ap, max_rank)
+
+
+def evaluate_ranking_from_features(
+    queries: Tensor,
+    gallery: Tensor,
+    query_ids: Labels,
+    gallery_ids: Labels,
+    query_cameras: Labels | None,
+    gallery_cameras: Labels | None,
+    ap: AveragePrecision = "step",
+    *,
+    metric: Metric = "squared_euclidean",
+    exclude: Exclusion = "person_and_camera",
+    junk_ids: Collection[Hashable] = (),
+    query_rows: Labels | None = None,
+    max_rank: int = 50,
+    block_queries: int | None = None,
+    progress: bool = False,
+) -> RankingResult:
+    """Rank the gallery by embeddings, without ever holding the whole matrix of distances.
+
+    Equal to ``evaluate_ranking`` of the matrix. All distances of one query come from one matrix
+    product, so a right match and its rivals are rounded alike. Products of other shapes may round
+    the last digit otherwise, which can swap two gallery rows that differ by no more than that.
+
+    Beside the embeddings it holds ``block_queries`` rows of distances, and for ``"cosine"`` a
+    normalised copy of both embeddings.
+
+    Args:
+        queries: Embeddings, ``(Q, F)``, floating point, finite.
+        gallery: Embeddings, ``(G, F)``, of the same type and on the same device.
+        query_ids: As in ``evaluate_ranking``, and so on.
+        gallery_ids: ``(G,)`` persons.
+        query_cameras: ``(Q,)`` cameras.
+        gallery_cameras: ``(G,)`` cameras.
+        ap: ``"step"`` or ``"trapezoid"``.
+        metric: ``"squared_euclidean"`` or ``"cosine"``, as the functions of these names compute.
+        exclude: ``"person_and_camera"``, ``"camera"`` or ``"none"``.
+        junk_ids: Persons whose gallery rows are in no ranking.
+        query_rows: ``(Q,)`` the gallery row that is the query itself, -1 for none.
+        max_rank: Longest CMC returned.
+        block_queries: Queries whose distances are held at once; by default as many as give 33
+            million distances, 128 MiB in float32.
+        progress: Show a progress bar.
+
+    Returns:
+        The figures with their protocol.
+
+    Raises:
+        TypeError: Embeddings that are not floating point or of two types.
+        ValueError: Embeddings of two widths or so large that a distance is not finite, and all
+            that ``evaluate_ranking`` refuses.
+
+    Example:
+        >>> import torch
+        >>> queries, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+        >>> evaluate_ranking_from_features(queries, gallery, [7], [8, 7], [0], [1, 1]).rank(1)
+        1.0
+    """
+    _check_choices(ap, max_rank)
+    if block_queries is not None and block_queries < 1:
+        raise ValueError(f"block_queries must be at least 1, got {block_queries}")
+    strips = DistanceStrips(queries, gallery, metric)
+    num_queries, num_gallery = len(queries), len(gallery)
+    candidates = Candidates(
+        query_ids,
+        gallery_ids,
+        query_cameras,
+        gallery_cameras,
+        sizes=((num_queries, "rows of queries"), (num_gallery, "rows of gallery")),
+        exclude=exclude,
+        junk_ids=junk_ids,
+        query_rows=query_rows,
+    )
+    size = block_queries or max(1, _STRIP_ENTRIES // num_gallery)
+
+    def blocks() -> Iterator[tuple[Tensor, list[Rows]]]:
+        with tqdm(total=num_queries, unit="query", disable=not progress) as bar:
+            for first in range(0, num_queries, size):
+                strip = strips[first : first + size]
+                if strip.dtype.itemsize < 4:
+                    strip = strip.float()
+                rows = candidates.leave_out(strip, first)
+                bar.update(len(rows))
+                yield strip, rows
+
+    result = _rank_all(candidates, blocks(), ap, max_rank)
+    return replace(result, protocol=f"{result.protocol}; {_METRIC_WORDS[metric]}")
+
+
+def evaluate_ranking_topk(
+    indices: Tensor | np.ndarray,
+    query_ids: Labels,
+    gallery_ids: Labels,
+    query_cameras: Labels | None,
+    gallery_cameras: Labels | None,
+    ap: AveragePrecision = "step",
+    *,
+    exclude: Exclusion = "person_and_camera",
+    junk_ids: Collection[Hashable] = (),
+    query_rows: Labels | None = None,
+    max_rank: int = 50,
+) -> RankingResult:
+    """Measure lists of nearest rows, as an index returns them.
+
+    Rows that are left out of a ranking are taken out of its list, and the rest moves up. What is
+    not in a list counts as not found, so mAP and mINP are lower bounds of those of whole rankings,
+    and the protocol says so. The CMC ends where it would stop being exact: at the shortest list
+    that holds no right match and is full. A list with a -1 is all that the index found.
+
+    Args:
+        indices: ``(Q, k)`` integers, gallery rows from the nearest on, padded with -1.
+        query_ids: As in ``evaluate_ranking``, and so on.
+        gallery_ids: ``(G,)`` persons of the whole gallery behind the index.
+        query_cameras: ``(Q,)`` cameras.
+        gallery_cameras: ``(G,)`` cameras.
+        ap: ``"step"`` or ``"trapezoid"``.
+        exclude: ``"person_and_camera"``, ``"camera"`` or ``"none"``.
+        junk_ids: Persons whose gallery rows are in no ranking.
+        query_rows: ``(Q,)`` the gallery row that is the query itself, -1 for none.
+        max_rank: Longest CMC returned.
+
+    Returns:
+        The figures with their protocol.
+
+    Raises:
+        TypeError: ``indices`` are not integers.
+        ValueError: A row that does not exist or comes twice in a list, a list of which nothing is
+            left, and all that ``evaluate_ranking`` refuses.
+
+    Example:
+        >>> import torch
+        >>> lists = torch.tensor([[1, 0], [2, -1]])
+        >>> labels = [7, 8], [7, 9, 9, 7], [0, 0], [1, 1, 1, 1]
+        >>> result = evaluate_ranking_topk(lists, *labels)  # 7 at rank 2 and unfound; 8 skipped
+        >>> result.cmc.tolist(), result.mAP
+        ([0.0, 1.0], 0.25)
+    """
+    _check_choices(ap, max_rank)
+    num_gallery = len(gallery_ids)
+    lists = _check_indices(indices, num_gallery)
+    candidates = Candidates(
+        query_ids,
+        gallery_ids,
+        query_cameras,
+        gallery_cameras,
+        sizes=((len(lists), "rows of indices"), (num_gallery, "entries of gallery_ids")),
+        exclude=exclude,
+        junk_ids=junk_ids,
+        query_rows=query_rows,
+    )
+    mark = np.zeros(num_gallery, dtype=np.int8)  # 1: right, 2: left out, of one query at a time
+    ranks, num_matches, exact_up_to = [], [], lists.shape[1]
+    for query, row in enumerate(lists):
+        matches, left_out = candidates.of(query)
+        mark[matches], mark[left_out] = 1, 2
+        kinds = mark[row[row >= 0]]
+        mark[matches], mark[left_out] = 0, 0
+        kinds = kinds[kinds != 2]
+        ranks.append(np.flatnonzero(kinds) + 1)
+        num_matches.append(len(matches))
+        if len(matches) and not kinds.any() and row.min() >= 0:  # a match may come just after
+            if not len(kinds):
+                raise ValueError(
+                    f"indices must hold more than what is left out, got a list of {len(row)} rows "
+                    f"for query {query} of which none stays; ask the index for longer lists"
+                )
+            exact_up_to = min(exact_up_to, len(kinds))
+    scores = score_ranks(ranks, np.array(num_matches), ap)
+    protocol = _protocol(candidates, scores, ap, "ranks as in the lists")
+    protocol += (
+        f"; lists of {lists.shape[1]}, what is not in them counts as not found: "
+        "mAP and mINP are lower bounds"
+    )
+    return summarise(scores, min(max_rank, exact_up_to), protocol)
+
+
+def _rank_all(
+    candidates: Candidates,
+    blocks: Iterable[tuple[Tensor, list[Rows]]],
+    ap: AveragePrecision,
+    max_rank: int,
+) -> RankingResult:
+    """Score whole rankings, given block by block."""
+    ranks: list[np.ndarray] = []
+    lengths: list[int] = []
+    for block, rows in blocks:
+        ranks += match_ranks(block, [row.matches for row in rows])
+        lengths += [candidates.num_gallery - len(row.left_out) for row in rows]
+    scores = score_ranks(ranks, np.array([len(row) for row in ranks]), ap)
+    protocol = _protocol(candidates, scores, ap, "ties in gallery order")
+    longest = max(length for length, row in zip(lengths, ranks, strict=True) if len(row))
+    return summarise(scores, min(max_rank, longest), protocol)
+
+
+def _protocol(candidates: Candidates, scores: QueryScores, ap: str, order: str) -> str:
+    """Return what was counted, or say why nothing was."""
+    num_valid = int((scores.num_matches > 0).sum())
+    if not num_valid:
+        raise ValueError(candidates.why_no_match())
+    return (
+        f"{num_valid} of {candidates.num_queries} queries have a match in a gallery of "
+        f"{candidates.num_gallery}; {candidates.protocol()}; AP by {ap}; {order}"
+    )
+
+
+def _check_choices(ap: AveragePrecision, max_rank: int) -> None:
     if ap not in get_args(AveragePrecision):
         raise ValueError(f"ap must be one of {get_args(AveragePrecision)}, got {ap!r}")
-    if exclude not in get_args(Exclusion):
-        raise ValueError(f"exclude must be one of {get_args(Exclusion)}, got {exclude!r}")
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
-    distance = _check_distance(distance)
-    num_queries, num_gallery = distance.shape
-    query_ids = _as_list("query_ids", query_ids, num_queries, "rows")
-    gallery_ids = _as_list("gallery_ids", gallery_ids, num_gallery, "columns")
-    query_cameras = _as_list("query_cameras", query_cameras, num_queries, "rows")
-    gallery_cameras = _as_list("gallery_cameras", gallery_cameras, num_gallery, "columns")
-    query_codes, gallery_codes = _number(query_ids, gallery_ids, distance.device)
-    query_views, gallery_views = _number(query_cameras, gallery_cameras, distance.device)
-
-    blocks = []
-    rows = max(1, _BLOCK_ENTRIES // num_gallery)
-    for start in range(0, num_queries, rows):
-        block = slice(start, start + rows)
-        same_person = query_codes[block, None] == gallery_codes
-        same_camera = query_views[block, None] == gallery_views
-        removed = same_camera if exclude == "camera" else same_person & same_camera
-        blocks.append(_score_rows(distance[block], same_person & ~removed, removed, ap))
-    scores = _RowScores(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
-    valid = scores.num_matches > 0
-    if not valid.any():
-        cameras = query_cameras + gallery_cameras
-        raise ValueError(_why_no_query_is_valid(query_ids, gallery_ids, cameras))
-
-    length = min(max_rank, int(scores.num_candidates[valid].max()))
-    first = scores.first_match[valid].clamp_max(max_rank + 1)
-    reached = torch.bincount(first, minlength=max_rank + 2)[1 : length + 1].cumsum(0)
-    num_valid = int(valid.sum())
-    return RankingResult(
-        mAP=float(scores.average_precision[valid].mean()),
-        cmc=(reached.double() / num_valid).cpu(),
-        mINP=float(scores.inverse_penalty[valid].mean()),
-        num_valid_queries=num_valid,
-        num_queries=num_queries,
-        protocol=(
-            f"{num_valid} of {num_queries} queries have a match in a gallery of "
-            f"{num_gallery}; {_LEFT_OUT[exclude]}; "
-            f"AP by {ap}; ties in gallery order"
-        ),
-    )
 
 
-class _RowScores(NamedTuple):
-    """What one query's ranking gives; every field is ``(Q,)``, ranks count from 1."""
-
-    average_precision: Tensor
-    inverse_penalty: Tensor
-    first_match: Tensor
-    num_matches: Tensor
-    num_candidates: Tensor
-
-
-def _score_rows(distance: Tensor, matches: Tensor, removed: Tensor, ap: str) -> _RowScores:
-    """Score each row of ``distance`` ``(Q, G)``; rows without a match get meaningless numbers."""
-    order = distance.argsort(dim=1, stable=True)
-    matches = matches.gather(1, order)
-    rank = (~removed.gather(1, order)).cumsum(1)  # a removed row repeats the rank before it
-    found = matches.cumsum(1)
-    num_matches = found[:, -1]
-    precision = found.double() / rank.clamp_min(1)
-    if ap == "trapezoid":
-        # Precision one rank earlier; by the scripts' convention it is 1 before the first rank.
-        earlier = (found - 1).double() / (rank - 1).clamp_min(1)
-        precision = (precision + torch.where(rank > 1, earlier, 1.0)) / 2
-    divisor = num_matches.clamp_min(1)
-    last_rank = torch.where(matches, rank, 0).amax(1)
-    beyond = distance.shape[1] + 1
-    return _RowScores(
-        average_precision=torch.where(matches, precision, 0.0).sum(1) / divisor,
-        inverse_penalty=num_matches.double() / last_rank.clamp_min(1),
-        first_match=torch.where(matches, rank, beyond).amin(1),
-        num_matches=num_matches,
-        num_candidates=rank[:, -1],
-    )
-
-
-def _check_distance(distance: Tensor) -> Tensor:
-    if distance.ndim != 2 or 0 in distance.shape:
+def _check_indices(indices: Tensor | np.ndarray, num_gallery: int) -> np.ndarray:
+    lists = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
+    if lists.ndim != 2 or 0 in lists.shape:
         raise ValueError(
-            "distance must be (Q, G) with at least one query and one gallery row, "
-            f"got shape {tuple(distance.shape)}"
+            f"indices must be (Q, k) with at least one query and one result, got {lists.shape}"
         )
-    if not distance.is_floating_point():
-        raise TypeError(f"distance must be floating point, got {distance.dtype}")
-    bad = (~distance.isfinite()).nonzero()
-    if len(bad):
-        row, column = bad[0].tolist()
+    if lists.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got {lists.dtype}")
+    lists = lists.astype(np.int64)
+    low, high = int(lists.min()), int(lists.max())
+    if low < -1 or high >= num_gallery:
         raise ValueError(
-            f"distance must be finite, got {distance[row, column].item()} "
-            f"for query {row} and gallery row {column}"
+            f"indices must be gallery rows from 0 to {num_gallery - 1}, or -1 for none, "
+            f"got {low if low < -1 else high}"
         )
-    return distance
-
-
-def _as_list(name: str, labels: Any, length: int, axis: str) -> list[Hashable]:
-    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-    if not isinstance(values, list) or len(values) != length:
-        got = len(values) if isinstance(values, list) else "a single value"
-        raise ValueError(
-            f"{name} must have one entry for each of the {length} {axis} of distance, got {got}"
-        )
-    if None in values:
-        raise ValueError(f"{name} must be known, got None at position {values.index(None)}")
-    return values
-
-
-def _number(
-    queries: list[Hashable], gallery: list[Hashable], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Give equal labels equal numbers, so that strings and integers compare on any device."""
-    numbers: dict[Hashable, int] = {}
-    codes = [numbers.setdefault(label, len(numbers)) for label in queries + gallery]
-    both = torch.tensor(codes, device=device)
-    return both[: len(queries)], both[len(queries) :]
-
-
-def _why_no_query_is_valid(
-    query_ids: list[Hashable], gallery_ids: list[Hashable], cameras: list[Hashable]
-) -> str:
-    if not set(query_ids) & set(gallery_ids):
-        cause = (
-            f"no person is in both (queries have {query_ids[0]!r}, ..., "
-            f"the gallery {gallery_ids[0]!r}, ...)"
-        )
-    elif len(set(cameras)) == 1:
-        cause = (
-            f"every camera is {cameras[0]!r}, so every match is in the query's own camera; "
-            "were the cameras given?"
-        )
-    else:
-        cause = "every person was seen by one camera only"
-    return f"no query has a right match in the gallery: {cause}"
+    ordered = np.sort(lists, axis=1)
+    query, place = np.nonzero((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0))
+    if len(query):
+        row = ordered[query[0], place[0]]
+        raise ValueError(f"indices must not repeat a row, got {row} twice for query {query[0]}")
+    return lists
