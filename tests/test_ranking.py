@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
-from tfclip.functional import evaluate_ranking, ranking, squared_euclidean_distance
+from tfclip.functional import candidates, evaluate_ranking, squared_euclidean_distance
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -126,7 +126,7 @@ def test_figures_equal_a_literal_reading_of_their_definitions(problem, ap, exclu
 def test_scoring_in_blocks_changes_nothing(monkeypatch):
     parts = load_case("a")
     whole = evaluate_ranking(*parts)
-    monkeypatch.setattr(ranking, "_BLOCK_ENTRIES", 1000)  # six queries at a time
+    monkeypatch.setattr(candidates, "_BLOCK_ENTRIES", 1000)  # six queries at a time
     blocks = evaluate_ranking(*parts)
     assert blocks.mAP == whole.mAP
     assert blocks.cmc.tolist() == whole.cmc.tolist()

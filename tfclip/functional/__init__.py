@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from tfclip.functional.bootstrap import bootstrap_interval
+from tfclip.functional.calibration import Calibration, fit_threshold, match
 from tfclip.functional.distance import cosine_distance, squared_euclidean_distance
+from tfclip.functional.identification import OpenSetResult, open_set_identification
 from tfclip.functional.ranking import (
     evaluate_ranking,
     evaluate_ranking_from_features,
     evaluate_ranking_topk,
 )
 from tfclip.functional.result import QueryScores, RankingResult
+from tfclip.functional.verification import (
+    Pairs,
+    RocCurve,
+    equal_error_rate,
+    pair_scores,
+    roc_curve,
+    tpr_at_fpr,
+)
 
 __all__ = [
+    "Calibration",
+    "OpenSetResult",
+    "Pairs",
     "QueryScores",
     "RankingResult",
+    "RocCurve",
     "bootstrap_interval",
     "cosine_distance",
+    "equal_error_rate",
     "evaluate_ranking",
     "evaluate_ranking_from_features",
     "evaluate_ranking_topk",
+    "fit_threshold",
+    "match",
+    "open_set_identification",
+    "pair_scores",
+    "roc_curve",
     "squared_euclidean_distance",
+    "tpr_at_fpr",
 ]

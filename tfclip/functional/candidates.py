@@ -96,36 +96,11 @@ class Candidates:
         return Rows(matches, left_out)
 
     def blocks(self, distance: Tensor) -> Iterator[tuple[Tensor, list[Rows]]]:
-        """Yield blocks of a ``(Q, G)`` matrix, from the first query on, infinite where left out.
-
-        The matrix itself stays as it is.
-        """
+        """Yield views of a ``(Q, G)`` matrix, a few queries at a time, with the rows of each."""
         size = max(1, _BLOCK_ENTRIES // self.num_gallery)
         for first in range(0, self.num_queries, size):
             block = distance[first : first + size].detach()
-            # NumPy knows no bfloat16, and is slow in float16; both are exact in float32.
-            block = block.clone() if block.dtype.itemsize >= 4 else block.float()
-            yield block, self.leave_out(block, first)
-
-    def leave_out(self, block: Tensor, first: int) -> list[Rows]:
-        """Make infinite, in place, what is left out of the rankings of a block of queries.
-
-        Args:
-            block: ``(B, G)`` distances of the queries from ``first`` on.
-            first: Number of the first query.
-
-        Returns:
-            The rows of each query of the block.
-        """
-        found = [self.of(first + i) for i in range(len(block))]
-        columns = np.concatenate([rows.left_out for rows in found])
-        lines = np.repeat(np.arange(len(block)), [len(rows.left_out) for rows in found])
-        if block.device.type == "cpu":
-            block.numpy()[lines, columns] = np.inf
-        else:
-            places = (torch.from_numpy(lines), torch.from_numpy(columns))
-            block[tuple(place.to(block.device) for place in places)] = torch.inf
-        return found
+            yield block, [self.of(first + i) for i in range(len(block))]
 
     def protocol(self) -> str:
         """Return in words what is left out."""
@@ -174,6 +149,16 @@ class _Groups:
         return self._rows[self._starts[label] : self._starts[label + 1]]
 
 
+def without(block: Tensor, rows: list[Rows]) -> Tensor:
+    """Return a copy of distances ``(B, G)`` that is infinite where a row is left out."""
+    copy = block.clone()
+    lines = np.repeat(np.arange(len(rows)), [len(row.left_out) for row in rows])
+    columns = np.concatenate([row.left_out for row in rows])
+    places = (torch.from_numpy(lines), torch.from_numpy(columns))
+    copy[tuple(place.to(block.device) for place in places)] = torch.inf
+    return copy
+
+
 def check_distance(distance: Tensor) -> Tensor:
     """Return a matrix of distances, or say what is wrong with it.
 
@@ -208,13 +193,15 @@ def _as_list(name: str, labels: Any, length: int, axis: str) -> list[Any]:
     if not isinstance(values, list) or len(values) != length:
         got = len(values) if isinstance(values, list) else "a single value"
         raise ValueError(f"{name} must have one entry for each of the {length} {axis}, got {got}")
-    if any(isinstance(value, list) for value in values):
+    kinds = set(map(type, values))
+    if list in kinds:
         raise ValueError(
             f"{name} must have one entry for each of the {length} {axis}, got a list for each"
         )
-    for position, value in enumerate(values):
-        if value is None or value != value:  # NaN is what tables hold for an unknown entry
-            raise ValueError(f"{name} must be known, got {value} at position {position}")
+    if not kinds <= {int, str}:
+        for position, value in enumerate(values):
+            if value is None or value != value:  # NaN is what tables hold for an unknown entry
+                raise ValueError(f"{name} must be known, got {value} at position {position}")
     return values
 
 
@@ -273,6 +260,10 @@ def _check_own_rows(
 
 def _number(queries: list[Hashable], gallery: list[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """Give equal labels equal numbers, so that strings and integers compare alike."""
-    numbers: dict[Hashable, int] = {}
-    codes = np.array([numbers.setdefault(label, len(numbers)) for label in queries + gallery])
+    both = queries + gallery
+    if set(map(type, both)) == {int}:
+        codes = np.unique(np.array(both), return_inverse=True)[1]
+    else:
+        numbers: dict[Hashable, int] = {}
+        codes = np.array([numbers.setdefault(label, len(numbers)) for label in both])
     return codes[: len(queries)], codes[len(queries) :]

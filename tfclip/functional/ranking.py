@@ -182,11 +182,9 @@ def evaluate_ranking_from_features(
         with tqdm(total=num_queries, unit="query", disable=not progress) as bar:
             for first in range(0, num_queries, size):
                 strip = strips[first : first + size]
-                if strip.dtype.itemsize < 4:
-                    strip = strip.float()
-                rows = candidates.leave_out(strip, first)
-                bar.update(len(rows))
-                yield strip, rows
+                yield strip, [candidates.of(first + i) for i in range(len(strip))]
+                bar.update(len(strip))
+                del strip  # or two would stand in memory
 
     result = _rank_all(candidates, blocks(), ap, max_rank)
     return replace(result, protocol=f"{result.protocol}; {_METRIC_WORDS[metric]}")
@@ -289,8 +287,9 @@ def _rank_all(
     ranks: list[np.ndarray] = []
     lengths: list[int] = []
     for block, rows in blocks:
-        ranks += match_ranks(block, [row.matches for row in rows])
+        ranks += match_ranks(block, rows)
         lengths += [candidates.num_gallery - len(row.left_out) for row in rows]
+        del block
     scores = score_ranks(ranks, np.array([len(row) for row in ranks]), ap)
     protocol = _protocol(candidates, scores, ap, "ties in gallery order")
     longest = max(length for length, row in zip(lengths, ranks, strict=True) if len(row))
