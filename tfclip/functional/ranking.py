@@ -124,8 +124,9 @@ def evaluate_ranking_from_features(
     """Rank the gallery by embeddings, without ever holding the whole matrix of distances.
 
     Equal to ``evaluate_ranking`` of the matrix. All distances of one query come from one matrix
-    product, so a right match and its rivals are rounded alike. Products of other shapes may round
-    the last digit otherwise, which can swap two gallery rows that differ by no more than that.
+    product and each is computed once, so a right match and its rivals are rounded alike and every
+    rank is that of one ranking. Products of other shapes may round the last digit otherwise, which
+    can swap two gallery rows that differ by no more than that.
 
     Beside the embeddings it holds ``block_queries`` rows of distances, and for ``"cosine"`` a
     normalised copy of both embeddings.
@@ -181,10 +182,9 @@ def evaluate_ranking_from_features(
     def blocks() -> Iterator[tuple[Tensor, list[Rows]]]:
         with tqdm(total=num_queries, unit="query", disable=not progress) as bar:
             for first in range(0, num_queries, size):
-                strip = strips[first : first + size]
+                strip = strips.of(slice(first, first + size))
                 yield strip, [candidates.of(first + i) for i in range(len(strip))]
                 bar.update(len(strip))
-                del strip  # or two would stand in memory
 
     result = _rank_all(candidates, blocks(), ap, max_rank)
     return replace(result, protocol=f"{result.protocol}; {_METRIC_WORDS[metric]}")
@@ -289,7 +289,6 @@ def _rank_all(
     for block, rows in blocks:
         ranks += match_ranks(block, rows)
         lengths += [candidates.num_gallery - len(row.left_out) for row in rows]
-        del block
     scores = score_ranks(ranks, np.array([len(row) for row in ranks]), ap)
     protocol = _protocol(candidates, scores, ap, "ties in gallery order")
     longest = max(length for length, row in zip(lengths, ranks, strict=True) if len(row))
