@@ -90,7 +90,7 @@ def assert_same(result, other):
         assert torch.equal(ours.nan_to_num(-1), theirs.nan_to_num(-1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_counting_equals_a_stable_sort_to_the_last_bit(problem):
     distance = squared_euclidean_distance(problem["queries"], problem["gallery"])
@@ -121,7 +121,7 @@ def test_counting_equals_a_stable_sort_to_the_last_bit(problem):
     assert result.cmc.tolist() == [count / len(valid) for count in reached]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems(), st.integers(1, 6), st.sampled_from([torch.float32, torch.float64]))
 def test_embeddings_in_blocks_equal_the_whole_matrix(problem, block_queries, dtype):
     queries, gallery = problem["queries"].to(dtype), problem["gallery"].to(dtype)
@@ -150,7 +150,7 @@ def test_cosine_in_blocks_equals_the_whole_matrix(block_queries, ap):
     assert_same(strips, whole)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_the_way_for_gpus_gives_the_same_ranks(problem):
     distance = squared_euclidean_distance(problem["queries"], problem["gallery"])
@@ -309,7 +309,7 @@ def test_an_unknown_camera_is_refused(unknown):
         evaluate_ranking(torch.zeros(1, 2), [1], [1, 1], [0], [0, unknown])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems(), st.integers(1, 12), st.booleans())
 def test_lists_give_the_exact_start_of_the_cmc_and_lower_bounds(problem, k, pad):
     distance = squared_euclidean_distance(problem["queries"], problem["gallery"])
