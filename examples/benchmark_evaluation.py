@@ -177,8 +177,9 @@ def draw_growth(
         (left, "seconds", "time (s)"),
         (right, "peak_mebibytes", "peak memory of the process (MiB)"),
     ):
-        axes.plot(sizes, [report[name] for report in reports], marker="o")
+        axes.plot(sizes, [report[name] for report in reports], marker="o", clip_on=False)
         axes.set(xlabel="gallery rows", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{arguments.queries} queries, {arguments.width} numbers each")
     figure.savefig(arguments.plot, dpi=120)

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
-from tfclip.functional import candidates, evaluate_ranking, squared_euclidean_distance
+from tfclip.functional import (
+    candidates,
+    evaluate_ranking,
+    evaluate_ranking_from_features,
+    squared_euclidean_distance,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -76,10 +81,14 @@ def test_features_to_figures_equal_the_references_evaluator(case):
     features = golden["evaluator.features"]
     features = normalize(features, dim=1) if case == "norm" else features
     ids, cameras = golden["evaluator.pids"], golden["evaluator.camids"]
+    labels = ids[:n], ids, cameras[:n], cameras
     distance = squared_euclidean_distance(features[:n], features)
-    result = evaluate_ranking(distance, ids[:n], ids, cameras[:n], cameras)
-    assert result.mAP == pytest.approx(expected["cases"][case]["mAP"], abs=1e-9)
-    torch.testing.assert_close(result.cmc, golden[f"evaluator.{case}.cmc"], rtol=0, atol=1e-6)
+    for result in (
+        evaluate_ranking(distance, *labels),
+        evaluate_ranking_from_features(features[:n], features, *labels, block_queries=5),
+    ):
+        assert result.mAP == pytest.approx(expected["cases"][case]["mAP"], abs=1e-9)
+        torch.testing.assert_close(result.cmc, golden[f"evaluator.{case}.cmc"], rtol=0, atol=1e-6)
 
 
 @st.composite
@@ -138,6 +147,18 @@ def test_average_precision_by_hand():  # right at ranks 1 and 3
     trapezoid = evaluate_ranking(*arguments, ap="trapezoid").mAP
     assert trapezoid == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert evaluate_ranking(*arguments).mINP == pytest.approx(2 / 3)
+
+
+def test_average_precision_of_two_queries_by_hand():
+    # Person 7: its own camera's row is left out, right at ranks 2 and 3. Person 8: right at rank 4.
+    distance = torch.tensor([[0.1, 0.2, 0.3, 0.9], [0.5, 0.7, 0.6, 0.2]])
+    arguments = (distance, [7, 8], [7, 8, 7, 7], [0, 0], [0, 1, 1, 2])
+    result = evaluate_ranking(*arguments)
+    assert result.mAP == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 4) / 2)
+    assert result.mINP == pytest.approx((2 / 3 + 1 / 4) / 2)
+    assert result.cmc.tolist() == [0, 0.5, 0.5, 1]
+    area = ((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2
+    assert evaluate_ranking(*arguments, ap="trapezoid").mAP == pytest.approx((area + 1 / 8) / 2)
 
 
 def test_ties_keep_the_order_of_the_gallery():
