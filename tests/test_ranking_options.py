@@ -218,6 +218,14 @@ def test_a_query_in_a_gallery_of_one_camera_is_left_out_by_its_row():
     assert "so is each query's own row" in result.protocol
 
 
+@pytest.mark.parametrize("own_camera", [0, 1])
+def test_an_own_row_is_taken_out_once_whatever_its_camera(own_camera):
+    distance = torch.tensor([[0.0, 0.2, 0.1, 0.3]])
+    labels = [1], [1, 1, 2, -1], [0], [own_camera, 1, 1, 0]
+    result = evaluate_ranking(distance, *labels, exclude="camera", query_rows=[0], junk_ids=[-1])
+    assert result.cmc.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
