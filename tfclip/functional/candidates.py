@@ -43,8 +43,10 @@ class Candidates:
         query_rows: ``(Q,)`` the gallery row that is the query itself, -1 for none.
 
     Raises:
+        TypeError: ``junk_ids`` are a string, or ``query_rows`` not integers.
         ValueError: Lengths that do not fit, an unknown label or choice, a query of a junk person,
-            or an own row that does not exist or belongs to another person.
+            junk of another type than the persons, or an own row that does not exist or belongs to
+            another person.
     """
 
     def __init__(

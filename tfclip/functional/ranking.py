@@ -77,7 +77,8 @@ def evaluate_ranking(
         The figures with their protocol.
 
     Raises:
-        TypeError: ``distance`` is not floating point, or ``query_rows`` are not integers.
+        TypeError: ``distance`` is not floating point, ``query_rows`` are not integers, or
+            ``junk_ids`` are a string.
         ValueError: Lengths that do not fit, a distance that is not finite, an unknown choice, a
             query of a junk person, an own row of another person, or no query with a right match;
             the message says what the likely cause is.
