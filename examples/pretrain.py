@@ -78,8 +78,8 @@ def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor:
 def pretrain(
     config: TFCLIPConfig,
     *,
-    groups: int = 64,
-    steps: int = 800,
+    groups: int = 200,
+    steps: int = 3000,
     groups_at_once: int = 1,
     frames_of_each: int = 2,
     learning_rate: float = 1.5e-3,
@@ -122,8 +122,8 @@ def main() -> None:
     """Pre-train the tower of the bundled model and save it as a model of its own."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, help="folder to write the model to")
-    parser.add_argument("--groups", type=int, default=64, help="of 48 people each")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--groups", type=int, default=200, help="of 48 people each")
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--cue", default="appearance", help="how drawn people differ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

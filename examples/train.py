@@ -35,6 +35,8 @@ from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean
 from tfclip.memory_building import build_memory
 from tfclip.training import PRESETS, Recipe
 
+SECTIONS = ("model", "objective", "recipe", "synthetic", "tower")  # the last: its pre-training
+
 logger = logging.getLogger("train")
 
 
@@ -184,7 +186,8 @@ def build_model(
         folder = Path(options.out, "tower")
         if not (folder / "config.json").exists():
             cue = options.settings["synthetic"].get("cue", "appearance")
-            tower = pretrain(TINY, cue=cue, seed=options.seed, device=options.device)
+            arguments = {"cue": cue, "seed": options.seed, **options.settings["tower"]}
+            tower = pretrain(TINY.replace(**changes), device=options.device, **arguments)
             tower.save_pretrained(folder)
         start = TFCLIP.from_pretrained(folder)
     elif Path(options.init).is_dir():
@@ -265,7 +268,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--preset", default="reference", choices=PRESETS, help="learning rates and epochs")
     add("--init", default="openai", help="a tag of CLIP's ViT-B-16, a folder, 'tiny' or 'random'")
     add("--set", nargs="*", default=[], metavar="SECTION.NAME=VALUE", dest="changes",
-        help="change a field of the model, objective, recipe or synthetic data")  # fmt: skip
+        help=f"change a field; the sections are {', '.join(SECTIONS)}")  # fmt: skip
     add("--cameras", action="store_true", help="tell the model the camera, as the reference does")
     add("--jitter", action="store_true", help="also change colours; the reference does not")
     add("--legacy-erasing", action="store_true", help="erase at the reference's wrong place")
@@ -280,7 +283,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    options.settings = {name: {} for name in ("model", "objective", "recipe", "synthetic")}
+    options.settings = {name: {} for name in SECTIONS}
     for change in options.changes:
         place, _, value = change.partition("=")
         section, _, name = place.partition(".")

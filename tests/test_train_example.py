@@ -95,6 +95,32 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_minute_of_the_bundled_models_training_already_finds_unseen_people(tmp_path):
+    train = importlib.import_module("train")
+    sizes = {"width": 64, "layers": 3, "heads": 4, "patch_size": 8, "output_dim": 48}
+    shorter = [
+        *(f"model.backbone_options={json.dumps(sizes)}", "model.frame_size=[32, 16]"),
+        *("tower.groups=16", "tower.steps=300", "recipe.epochs=2", "recipe.milestones=[1]"),
+        *("synthetic.frame_size=[32, 16]", "synthetic.num_identities=32"),
+    ]
+    arguments = ("synthetic", "--preset", "tiny", "--init", "tiny", "--evaluate-every", "1")
+    train.main([*arguments, "--out", str(tmp_path), "--set", *shorter])
+    first, last = json.loads((tmp_path / "log.json").read_text())
+    assert last["loss"] < first["loss"]
+    assert "128 of 128 queries" in last["protocol"]
+    model = TFCLIP.from_pretrained(tmp_path / "model")
+    torch.manual_seed(0)
+    untrained = TFCLIP(model.config).eval()
+    people = list(
+        SyntheticTracklets(32, 4, 1, frame_size=(32, 16), first_identity=32, first_camera=12)
+    )
+    trained, chance = (train.evaluate(rival, people, None) for rival in (model, untrained))
+    assert trained.mAP == pytest.approx(last["mAP"])
+    assert trained.rank(1) > chance.rank(1) + 0.3
+    assert trained.mAP > 3 * chance.mAP
+
+
+@pytest.mark.slow
 def test_a_folder_of_crops_is_trained_on_tested_and_saved(tmp_path):
     train = importlib.import_module("train")
     people = SyntheticTracklets(3, 2, 2, num_frames=5, frame_size=(64, 32))
