@@ -65,6 +65,7 @@ class Row:
     model: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     cue: Cue = "badge"
+    num_frames: int = 16
     shuffled: bool = False  # train on labels that mean nothing
 
 
@@ -91,8 +92,8 @@ TABLES: dict[str, dict[str, Row]] = {
     "Controls": {
         "nothing to tell apart: average": Row(AVERAGE, {"loss": WITH_MEMORY}, cue="none"),
         "nothing to tell apart: all": Row(cue="none"),
-        "order only: all": Row(JOINT, cue="order"),
-        "order only: all, with frame positions": Row(JOINT | POSITION, cue="order"),
+        "order only: all": Row(JOINT, cue="order", num_frames=8),
+        "order only: all, with frame positions": Row(JOINT | POSITION, cue="order", num_frames=8),
         "shuffled labels: all": Row(shuffled=True),
         "clips of one frame: all": Row({"clip_length": 1}),
     },
@@ -138,7 +139,7 @@ def key(row: Row, seed: int, options: argparse.Namespace) -> str:
 def run(row: Row, tower: TFCLIP, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Train one model and search with it."""
     torch.manual_seed(seed)
-    train_set, test_set = draw(row.cue, seed)
+    train_set, test_set = draw(row.cue, row.num_frames, seed)
     model = TFCLIP(tower.config.replace(**row.model)).to(options.device)
     model.backbone.load_state_dict(tower.backbone.state_dict())
     # Flips only: erasing hides badges behind patches of one colour, which is what badges are.
@@ -175,9 +176,10 @@ SETTINGS = argparse.Namespace(bf16=False, accumulate=1)  # of train_epoch
 
 
 @functools.lru_cache(maxsize=4)
-def draw(cue: Cue, seed: int) -> tuple[list[Tracklet], list[Tracklet]]:
+def draw(cue: Cue, num_frames: int, seed: int) -> tuple[list[Tracklet], list[Tracklet]]:
     """Return training and test tracklets, of other people in other cameras of one world."""
     world: dict[str, Any] = {"frame_size": MODEL.frame_size, "cue": cue, "seed": seed}
+    world["num_frames"] = num_frames  # 8 make one clip, whose frames are then consecutive
     train = SyntheticTracklets(PEOPLE, CAMERAS, **world)
     unseen: dict[str, Any] = {"first_identity": PEOPLE, "first_camera": CAMERAS}
     test = SyntheticTracklets(TEST_PEOPLE, TEST_CAMERAS, 1, **world, **unseen)

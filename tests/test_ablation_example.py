@@ -57,7 +57,7 @@ def test_every_row_is_trained_once_and_kept(script, tmp_path, monkeypatch, capsy
 
 
 def test_who_knows_the_look_alone_finds_the_person_half_of_the_time(script):
-    _, test_set = script.draw("badge", 0)
+    _, test_set = script.draw("badge", 8, 0)
     people = torch.tensor([tracklet.person for tracklet in test_set])
     for person in people.unique():
         rows = [tracklet for tracklet in test_set if tracklet.person == person]

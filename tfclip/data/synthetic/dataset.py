@@ -57,21 +57,21 @@ class SyntheticTracklets:
     Same numbers, same pixels, on the same numpy; the last bit may differ on another processor.
 
     ``cue`` says how people differ. With ``"appearance"`` everyone has a look of their own. With the
-    other cues persons 2k and 2k + 1 share one look, and at every position ``t`` **the frame of the
-    one has exactly the distribution of the frame of the other**, given the camera. So any average
-    over frames, of any function of a single frame, has the same expectation for both; only its
-    spread over tracklets, and what frames are together, can tell them apart:
+    other cues persons 2k and 2k + 1 share one look, and **a frame drawn from the tracklet of the
+    one has exactly the distribution of a frame of the other**, given the camera (and, except for
+    ``"order"``, even at every single position). So any average over frames, of any function of a
+    single frame, has the same expectation for both; only its spread over tracklets, and what frames
+    are together, can tell them apart:
 
     - ``"badge"``: 2k wears one badge colour all through, drawn for the tracklet; 2k + 1 a colour
       drawn for each frame. Who relates frames can tell them apart, even as a set.
     - ``"gait"``: 2k stays near one phase of the gait, drawn for the tracklet from the whole circle;
       2k + 1 goes through the phases, from one drawn for the tracklet. So the amplitude of the
       motion differs. Who relates frames can tell them apart, even as a set.
-    - ``"order"``: 2k's badge goes red, green, blue, yellow, red, ... from a colour drawn for the
-      tracklet; 2k + 1's tracklet is one of 2k's kind played backwards, postures and all. *Sets* of
-      frames have the same distribution, also those of the clips that a tracklet is cut into: only
-      who knows the order can tell them apart. Each colour is worn equally often when the number of
-      frames is a multiple of 4.
+    - ``"order"``: 2k's badge goes red, green, blue, yellow, red, ...; 2k + 1's tracklet is one of
+      2k's kind played backwards, postures and all. Each colour is worn equally often when the
+      number of frames is a multiple of 4, and *sets* of frames have the same distribution then,
+      also those of clips of such a length: only who knows the order can tell them apart.
     - ``"none"``: both wear a badge colour drawn for each frame. Whole tracklets have the same
       distribution: nobody can tell them apart.
 
@@ -262,7 +262,7 @@ def _badge_colours(
     """Draw the badge's colour in each frame: of person 2k, or of the second of the pair."""
     drawn = (random.random(length) * len(BADGES)).astype(np.int64)
     if cue == "order":
-        return (drawn[0] + np.arange(length)) % len(BADGES)
+        return np.arange(length) % len(BADGES)
     return np.full_like(drawn, drawn[0]) if cue == "badge" and not second else drawn
 
 
