@@ -154,7 +154,7 @@ def load_tracklets(
     if options.data == "synthetic":
         drawn = {"num_cameras": 12, "tracklets_per_camera": 1, "frame_size": TINY.frame_size}
         drawn |= {"seed": options.seed, **options.settings["synthetic"]}
-        train = SyntheticTracklets(**{"num_identities": 160, **drawn})
+        train = SyntheticTracklets(**{"num_identities": 320, **drawn})
         unseen = {"first_identity": train.num_identities, "first_camera": train.num_cameras}
         test = SyntheticTracklets(**{"num_identities": 60, **drawn, **unseen, "num_cameras": 4})
         # Drawn now, so that no epoch has to do it again.
