@@ -18,7 +18,6 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,10 +106,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=32, help="24 steps each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    names = list(dict.fromkeys(name for table in TABLES.values() for name in table))
+    parser.add_argument("--rows", nargs="+", default=names, choices=names, metavar="ROW")
     options = parser.parse_args()
+    tables = {
+        title: {name: row for name, row in table.items() if name in options.rows}
+        for title, table in TABLES.items()
+    }
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for seed in range(options.seeds):
-        rows = {key(row, seed, options): row for row in all_rows()}
+        chosen = [row for table in tables.values() for row in table.values()]
+        rows = {key(row, seed, options): row for row in chosen}  # one in two tables is run once
         rows = {name: row for name, row in rows.items() if name not in results}
         if not rows:
             continue
@@ -121,14 +127,9 @@ def main() -> None:
             results[name]["seconds"] = round(time.monotonic() - start, 1)
             with replace_when_done(options.out) as temporary:
                 temporary.write_text(json.dumps(results, indent=1))
-    for title, table in TABLES.items():
-        print_table(title, table, results, options)
-
-
-def all_rows() -> Iterator[Row]:
-    """Yield the rows of all tables; one that stands in two is run once."""
-    for table in TABLES.values():
-        yield from table.values()
+    for title, table in tables.items():
+        if table:
+            print_table(title, table, results, options)
 
 
 def key(row: Row, seed: int, options: argparse.Namespace) -> str:
