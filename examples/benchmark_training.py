@@ -3,6 +3,7 @@
     python examples/benchmark_training.py step --rounds 3       # ViT-B/16, 16 clips of 8 frames
     python examples/benchmark_training.py step --clips 4        # on a machine with less memory
     python examples/benchmark_training.py prompt                # attention among the memory's rows
+    python examples/benchmark_training.py draw                  # synthetic tracklets
 
 Machines are noisy: the rivals take turns, and the median of the ratios of neighbouring turns is
 printed. Weights and frames are random. The plain step computes the same losses from the same
@@ -27,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tfclip import TFCLIP, SequenceSpecificPrompt, TFCLIPConfig, TFCLIPObjective
+from tfclip.data import SyntheticTracklets
 from tfclip.model import TFCLIPOutput
 from tfclip.training import Recipe, named_parameters
 
@@ -157,6 +159,20 @@ def measure_prompt(options: argparse.Namespace) -> None:
         print(f"| {num_identities} | {slow:.2f} s | {fast:.2f} s | {ratio:.2f} |")
 
 
+def measure_drawing(options: argparse.Namespace) -> None:
+    """Print how many frames one core draws a second."""
+    for size in ((64, 32), (128, 64), (256, 128)):
+        people = SyntheticTracklets(20, 4, 1, 16, size)
+        for number in range(4):  # every camera's place is drawn once
+            people[number]
+        rates = []
+        for turn in range(options.rounds):
+            start = time.process_time()  # what others do on the machine does not count
+            frames = sum(len(people[number].frames) for number in range(16 * turn, 16 * turn + 16))
+            rates.append(frames / (time.process_time() - start))
+        print(f"{size[0]} x {size[1]}: {statistics.median(rates):.0f} frames/s")
+
+
 def seconds(rival: Callable[..., object], *arguments: object) -> float:
     """Return how long a call takes, the work of a GPU included."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else int
@@ -170,13 +186,19 @@ def seconds(rival: Callable[..., object], *arguments: object) -> float:
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["step", "prompt", "one"])
+    parser.add_argument("what", choices=["step", "prompt", "draw", "one"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--name", default=STEPS[0], help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    {"step": measure_steps, "prompt": measure_prompt, "one": measure_one}[options.what](options)
+    measure = {
+        "step": measure_steps,
+        "prompt": measure_prompt,
+        "draw": measure_drawing,
+        "one": measure_one,
+    }
+    measure[options.what](options)
 
 
 if __name__ == "__main__":
