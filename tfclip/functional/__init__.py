@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tfclip.functional.bootstrap import bootstrap_interval
 from tfclip.functional.calibration import Calibration, fit_threshold, match
+from tfclip.functional.clustering import ClusteringResult, evaluate_clustering
 from tfclip.functional.distance import cosine_distance, squared_euclidean_distance
 from tfclip.functional.identification import OpenSetResult, open_set_identification
 from tfclip.functional.ranking import (
@@ -23,6 +24,7 @@ from tfclip.functional.verification import (
 
 __all__ = [
     "Calibration",
+    "ClusteringResult",
     "OpenSetResult",
     "Pairs",
     "QueryScores",
@@ -31,6 +33,7 @@ __all__ = [
     "bootstrap_interval",
     "cosine_distance",
     "equal_error_rate",
+    "evaluate_clustering",
     "evaluate_ranking",
     "evaluate_ranking_from_features",
     "evaluate_ranking_topk",
