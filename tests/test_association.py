@@ -208,6 +208,8 @@ def test_the_ends_of_the_threshold(linkage):
     assert associate(rows, threshold=math.inf, linkage=linkage).labels.tolist() == [0] * 8
     apart = associate(rows, threshold=math.inf, linkage=linkage, cannot_link=[(0, 3)])
     assert apart.num_people == 2
+    nobody = associate(rows[:3], threshold=math.inf, cannot_link=[(0, 1), (0, 2), (1, 2)])
+    assert (nobody.num_people, nobody.largest_part) == (3, 1)  # forbidden pairs link no part
 
 
 @settings(max_examples=60, deadline=None)
