@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ def measure_scale(num_rows: int, with_rules: bool) -> None:
     directions = torch.randn(num_rows // 8, WIDTH, generator=random)
     rows = torch.randn(num_rows, WIDTH, generator=random).mul_(0.4).add_(directions[persons])
     rows = torch.nn.functional.normalize(rows, dim=1)
-    seen = {}
+    seen: dict[str, Any] = {}
     if with_rules:
         cameras = torch.randint(8, (num_rows,), generator=random)
         begin = torch.randint(num_rows, (num_rows, 1), generator=random).double()

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfclip import association
+from tfclip import TFCLIP, association
 from tfclip.association import associate
+from tfclip.data import SyntheticTracklets
 from tfclip.errors import MissingExtraError
 from tfclip.functional import (
     cosine_distance,
@@ -388,3 +389,27 @@ def test_twenty_thousand_rows_of_many_people_need_no_matrix_of_them():
     assert peak < 200e6  # NumPy's part; the matrix would take 1.6 GB in float32
     assert found.largest_part < 1000
     assert evaluate_clustering(found.labels, persons).pairwise_f1 > 0.95
+
+
+@pytest.mark.slow
+def test_drawn_people_are_found_again_by_a_threshold_fitted_on_others():
+    model = TFCLIP.from_pretrained("tfclip-tiny")
+
+    def draw(num_people, first):
+        people = SyntheticTracklets(
+            num_people, 3, 1, 12, (128, 64), seed=2**32 + 5, first_identity=first
+        )
+        embeddings = model.encode_sequences([tracklet.frames for tracklet in people])
+        return people, embeddings, squared_euclidean_distance(embeddings, embeddings)
+
+    others, _, distance = draw(24, 1000)
+    pairs = pair_scores(
+        distance, others.identities, others.identities, others.cameras, others.cameras
+    )
+    people, embeddings, _ = draw(12, 0)
+    found = associate(embeddings, threshold=fit_threshold(*pairs, false_match_rate=0.01))
+    result = evaluate_clustering(found.labels, people.identities)
+    order = torch.randperm(len(people), generator=torch.Generator().manual_seed(0))
+    chance = evaluate_clustering(found.labels[order], people.identities)
+    assert result.pairwise_f1 > 0.75 > 0.15 > chance.pairwise_f1
+    assert result.identity_f1 > 0.75
