@@ -97,7 +97,8 @@ def associate(
 
     Memory: only groups of tracklets that are linked by near pairs, step by step, can become one
     person. These parts are found from strips of distances, of which none is kept; each part of
-    ``n`` rows is then clustered by itself in about ``10 n²`` bytes.
+    ``n`` rows is then clustered by itself in about ``10 n²`` bytes, under rules
+    and with ``"single"`` in twice that.
 
     Args:
         embeddings: ``(M, F)``, floating point, finite, at least one row.
@@ -156,9 +157,10 @@ def associate(
     parts, forbidden = _find_parts(embeddings, cut, metric, rules, tied)
     largest = int(np.bincount(parts).max())
     if largest > max_part:
+        bytes_ = (20 if linkage == "single" and rules.given else 10) * largest**2
         raise ValueError(
             f"threshold {cut:g} links {largest} rows step by step, more than max_part {max_part}; "
-            f"lower it, or raise max_part where {10 * largest**2 / 2**30:.1f} GiB are at hand"
+            f"lower it, or raise max_part where {bytes_ / 2**30:.1f} GiB are at hand"
         )
     labels = np.empty(len(parts), dtype=np.int64)
     num_people = 0
@@ -340,12 +342,12 @@ def _unite(distance: np.ndarray, forbidden: np.ndarray, size: int, cut: float) -
     pairs = np.flatnonzero((distance <= cut) & ~forbidden)
     pairs = pairs[distance[pairs].argsort(kind="stable")]
     before = np.arange(size) * (2 * size - np.arange(size) - 1) // 2  # pairs of earlier rows
-    firsts = before.searchsorted(pairs, side="right") - 1
-    seconds = pairs - before[firsts] + firsts + 1
     labels = np.arange(size)
     apart = squareform(forbidden).astype(bool)  # of groups, in the row of their label
     for start in range(0, len(pairs), size):
-        first, second = firsts[start : start + size], seconds[start : start + size]
+        some = pairs[start : start + size]
+        first = before.searchsorted(some, side="right") - 1
+        second = some - before[first] + first + 1
         a, b = labels[first], labels[second]
         open_ = np.flatnonzero((a != b) & ~apart[a, b])  # most pairs are settled by now
         for i, j in zip(first[open_].tolist(), second[open_].tolist(), strict=True):
