@@ -15,6 +15,7 @@ from tfclip.visualize import (
     Shown,
     cmc_curves,
     contact_sheet,
+    distance_histogram,
     draw_search,
     ranked_list,
     save_figure,
@@ -184,3 +185,50 @@ def test_a_curve_goes_through_the_measured_shares_and_says_whose_it_is():
 def test_curves_of_nothing_are_refused():
     with pytest.raises(ValueError, match="results and max_rank must be at least one"):
         cmc_curves({})
+
+
+def test_more_lines_than_colours_differ_by_their_dashes():
+    distance = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.3, 0.2]])
+    result = evaluate_ranking(distance, [1, 2], [1, 2, 3], [0, 0], [1, 1, 1])
+    (axes,) = cmc_curves({str(number): result for number in range(12)}).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) >= 10
+    legend = axes.get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 12
+
+
+def test_a_histogram_shows_the_share_of_each_kind_and_what_a_threshold_lets_in():
+    distance = torch.tensor([0.0, 0.1, 0.1, 0.9, 0.25, 0.8, 0.9, 1.0])
+    same = torch.tensor([True, True, True, True, False, False, False, False])
+    figure = distance_histogram(distance, same, threshold=0.25, bins=2, title="$x$", note="small")
+    (axes,) = figure.axes
+    heights = [stairs.get_data().values.tolist() for stairs in axes.patches]  # pyright: ignore
+    assert heights == [[0.75, 0.25], [0.25, 0.75]]  # below and above 0.5
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "4 pairs of one person",
+        "4 pairs of two persons",
+        "threshold 0.25: within it 75.0% of one person, 25.00% of two",
+    ]
+    assert [text.get_text() for text in figure.texts] == ["$x$", "small"]
+    assert render(figure).std() > 1
+
+
+def test_a_histogram_of_equal_distances_can_be_drawn():
+    figure = distance_histogram(torch.zeros(2), torch.tensor([True, False]), bins=1)
+    assert [stairs.get_data().values.tolist() for stairs in figure.axes[0].patches] == [[1], [1]]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("distance", "same", "bins", "message"),
+    [
+        ([0.1, 0.2], [True, True], 5, "none of two persons"),
+        ([0.1], [True, False], 5, r"must both be \(M,\)"),
+        ([0.1, float("nan")], [True, False], 5, "must be finite"),
+        ([0.1, 0.2], [True, False], 0, "bins must be at least 1, got 0"),
+    ],
+)
+def test_a_histogram_of_what_are_no_pairs_is_refused(distance, same, bins, message):
+    with pytest.raises(ValueError, match=message):
+        distance_histogram(torch.tensor(distance), torch.tensor(same), bins=bins)

@@ -1,24 +1,24 @@
-"""Pictures of results, as Matplotlib figures (extra ``viz``); nothing is shown here.
-
-Figures are made without pyplot: they need no display and leave no state behind.
-``save_figure(figure, "result.png")`` writes one, and so does ``figure.savefig``.
-"""
+"""Ranked lists and contact sheets."""
 
 from __future__ import annotations
 
-import importlib
-import io
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tfclip.errors import MissingExtraError
-from tfclip.files import replace_when_done
+from tfclip.visualize.style import (
+    DPI,
+    EMPTY,
+    INK,
+    MUTED,
+    RIGHT,
+    UNKNOWN,
+    WRONG,
+    check_matplotlib,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,16 +26,9 @@ if TYPE_CHECKING:
 
     from tfclip.data.embeddings import EmbeddingTable
     from tfclip.data.search import Found
-    from tfclip.functional import RankingResult
 
-_INK = "#1f2328"
-_MUTED = "#656d76"
-_EMPTY = "#eceef0"
-_RIGHT = "#1a8f4c"
-_WRONG = "#d1362b"
-_UNKNOWN = "#a0a7af"
-_MEANINGS = {_RIGHT: "same person", _WRONG: "other person", _UNKNOWN: "person unknown"}
-_MARKS = {_RIGHT: "\N{CHECK MARK}", _WRONG: "\N{MULTIPLICATION X}"}  # not by colour alone
+_MEANINGS = {RIGHT: "same person", WRONG: "other person", UNKNOWN: "person unknown"}
+_MARKS = {RIGHT: "\N{CHECK MARK}", WRONG: "\N{MULTIPLICATION X}"}  # not by colour alone
 
 # Inches.
 _MARGIN = 0.25
@@ -43,10 +36,7 @@ _PICTURE = (0.95, 1.9)  # width and height
 _STEP = 1.1  # from one picture to the next
 _QUERY_GAP = 0.3
 _CAPTION = 0.5
-_DPI = 150
 _DASHES = (0, (2.2, 1.2))
-# Of lines, in order, also told apart without colour: each has a marker of its own.
-_LINES = (("#1f5fbf", "o"), ("#c26a12", "s"), ("#6f7780", "^"), ("#7a3fb0", "D"), ("#1a8f4c", "v"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,10 +99,10 @@ def ranked_list(
     for column in range(columns + 1):
         center = _left_of(column) + _PICTURE[0] / 2
         text = str(column) if column else "query"
-        canvas.write(center, height - head + 0.12, text, size=8.5, color=_MUTED, ha="center")
+        canvas.write(center, height - head + 0.12, text, size=8.5, color=MUTED, ha="center")
     for number, (query, results) in enumerate(rows):
         top = height - head - number * row_height
-        canvas.show(query, _left_of(0), top, _INK, dashed=False)
+        canvas.show(query, _left_of(0), top, INK, dashed=False)
         for rank, result in enumerate(results, start=1):
             dashed = _same_camera(query, result)
             canvas.show(result, _left_of(rank), top, _verdict(query, result), dashed=dashed)
@@ -207,74 +197,10 @@ def contact_sheet(
     for number, (frame, label) in enumerate(zip(frames, labels, strict=True)):
         left = _MARGIN + (number % columns) * _STEP
         top = height - head - (number // columns) * row_height
-        canvas.place(frame, left, top, _UNKNOWN, line_width=0.8)
+        canvas.place(frame, left, top, UNKNOWN, line_width=0.8)
         below = top - _PICTURE[1] - 0.12
-        canvas.write(left + _PICTURE[0] / 2, below, label, size=7, color=_MUTED, ha="center")
+        canvas.write(left + _PICTURE[0] / 2, below, label, size=7, color=MUTED, ha="center")
     return canvas.figure
-
-
-def cmc_curves(
-    results: Mapping[str, RankingResult], *, max_rank: int = 20, title: str | None = None
-) -> Figure:
-    """Draw cumulative match characteristics: how many queries have found their person by rank k.
-
-    Each line bears its name, its mAP and its rank-1; the protocol of the first result stands below.
-
-    Args:
-        results: Evaluations by name, in the order of the legend; best of one protocol.
-        max_rank: Last rank drawn; a result measured to fewer ends earlier.
-        title: Text above; None for none.
-
-    Raises:
-        ValueError: There is no result, or ``max_rank`` is less than 1.
-        MissingExtraError: Matplotlib is not installed.
-
-    Example:
-        >>> import torch
-        >>> from tfclip.functional import evaluate_ranking
-        >>> distance = torch.tensor([[0.1, 0.2], [0.3, 0.1]])
-        >>> result = evaluate_ranking(distance, [1, 2], [2, 1], [0, 0], [1, 1])
-        >>> cmc_curves({"a model": result}).savefig("cmc.png")  # doctest: +SKIP
-    """
-    if not results or max_rank < 1:
-        raise ValueError(
-            f"results and max_rank must be at least one, got {len(results)} results, {max_rank}"
-        )
-    check_matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    figure = Figure(figsize=(6.4, 4.4), dpi=_DPI, facecolor="white")
-    axes = figure.add_axes((0.11, 0.2, 0.85, 0.7 if title else 0.76))
-    for number, (name, result) in enumerate(results.items()):
-        color, marker = _LINES[number % len(_LINES)]
-        shares = result.cmc[:max_rank].tolist()
-        axes.plot(
-            range(1, len(shares) + 1),
-            shares,
-            color=color,
-            marker=marker,
-            markersize=4.5,
-            markeredgecolor="white",
-            linewidth=1.8,
-            label=f"{name}: mAP {result.mAP:.1%}, rank-1 {result.rank(1):.1%}",
-        )
-    axes.set_ylim(0, 1.03)
-    axes.set_xlabel("rank", color=_INK, fontsize=9)
-    axes.set_ylabel("queries that have found their person", color=_INK, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(labelsize=8, colors=_MUTED, length=0)
-    axes.grid(color=_EMPTY, linewidth=0.9)
-    axes.spines[:].set_visible(False)
-    legend = axes.legend(loc="lower right", fontsize=8.5, framealpha=0.9, edgecolor="none")
-    for entry in legend.get_texts():
-        entry.set_parse_math(False)  # a name may hold "$", which would begin a formula
-    if title:
-        figure.text(0.11, 0.945, title, fontsize=12, weight="bold", color=_INK, parse_math=False)
-    protocol = "\n".join(textwrap.wrap(next(iter(results.values())).protocol, 112))
-    figure.text(0.11, 0.02, protocol, fontsize=6.5, color=_MUTED, va="bottom", parse_math=False)
-    return figure
 
 
 def _left_of(column: int) -> float:
@@ -284,45 +210,12 @@ def _left_of(column: int) -> float:
 def _verdict(query: Shown, result: Shown) -> str:
     """Return the colour that says whether a result is right."""
     if query.person is None or result.person is None:
-        return _UNKNOWN
-    return _RIGHT if str(query.person) == str(result.person) else _WRONG
+        return UNKNOWN
+    return RIGHT if str(query.person) == str(result.person) else WRONG
 
 
 def _same_camera(query: Shown, result: Shown) -> bool:
     return query.camera is not None and query.camera == result.camera
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure to a file, whole or not at all.
-
-    Args:
-        figure: What the functions of this module return.
-        path: Its suffix says the format: ``.png``, ``.jpg``, ``.svg``, ``.pdf``, ...
-
-    Raises:
-        SaveError: The file cannot be written; what stood there is untouched.
-        ValueError: Matplotlib does not know the suffix.
-    """
-    path = Path(path)
-    # Drawn in memory first: some of Matplotlib's writers stumble over a full disk in their own way.
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix.removeprefix(".").lower())
-    with replace_when_done(path) as temporary:
-        temporary.write_bytes(drawn.getvalue())
-
-
-def check_matplotlib() -> None:
-    """Refuse to begin work that ends in a picture, where none can be drawn.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise MissingExtraError(
-            "drawing needs Matplotlib; install it with: pip install 'tfclip[viz]'"
-        ) from error
 
 
 class _Canvas:
@@ -332,14 +225,14 @@ class _Canvas:
         check_matplotlib()
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
         self.limits = (0, width, 0, height)
         self.axes.axis(self.limits)
 
     def write(self, x: float, y: float, text: str, *, size: float, **style: Any) -> None:
-        style = {"color": _INK, "va": "center", **style}
+        style = {"color": INK, "va": "center", **style}
         # A name may hold "$", which would begin a formula.
         self.axes.text(x, y, text, fontsize=size, parse_math=False, zorder=3, **style)
 
@@ -358,10 +251,10 @@ class _Canvas:
 
         width, height = _PICTURE
         corner = (left, top - height)
-        self.axes.add_patch(Rectangle(corner, width, height, color=_EMPTY, linewidth=0, zorder=0))
+        self.axes.add_patch(Rectangle(corner, width, height, color=EMPTY, linewidth=0, zorder=0))
         if picture is None:
             middle = (left + width / 2, top - height / 2)
-            self.write(*middle, "no picture", size=7, color=_MUTED, ha="center")
+            self.write(*middle, "no picture", size=7, color=MUTED, ha="center")
         else:
             scale = min(width / picture.shape[1], height / picture.shape[0])
             across, down = picture.shape[1] * scale, picture.shape[0] * scale
@@ -400,7 +293,7 @@ class _Canvas:
             line = "  \N{MIDDLE DOT}  ".join(facts)
             self.write(middle, below - 0.15, line, size=8, ha="center")
         below -= 0.32 if facts else 0.15
-        self.write(middle, below, _shorten(label or ""), size=7, color=_MUTED, ha="center")
+        self.write(middle, below, _shorten(label or ""), size=7, color=MUTED, ha="center")
 
     def badge(self, x: float, y: float, color: str) -> None:
         box = {"boxstyle": "circle,pad=0.18", "facecolor": color, "edgecolor": "white"}
@@ -431,12 +324,12 @@ def _legend_entries(rows: Sequence[tuple[Shown, Sequence[Shown]]]) -> list[_Entr
     present = {_verdict(query, result) for query, result in pairs}
     entries = [_Entry(color, False, text) for color, text in _MEANINGS.items() if color in present]
     if any(_same_camera(query, result) for query, result in pairs):
-        entries.append(_Entry(_INK, True, "same camera"))
+        entries.append(_Entry(INK, True, "same camera"))
     return entries
 
 
 def _legend_width(entries: Sequence[_Entry], distance_name: str) -> float:
-    note = _Entry(_INK, False, _distance_note(distance_name)).width
+    note = _Entry(INK, False, _distance_note(distance_name)).width
     return _MARGIN + sum(entry.width for entry in entries) + note
 
 
@@ -460,6 +353,6 @@ def _draw_legend(canvas: _Canvas, entries: Sequence[_Entry], distance_name: str)
             linestyle=style,
         )
         canvas.axes.add_patch(box)
-        canvas.write(x + 0.22, y, entry.text, size=8, color=_MUTED)
+        canvas.write(x + 0.22, y, entry.text, size=8, color=MUTED)
         x += entry.width
-    canvas.write(x, y, _distance_note(distance_name), size=8, color=_MUTED)
+    canvas.write(x, y, _distance_note(distance_name), size=8, color=MUTED)
