@@ -16,6 +16,24 @@ from tfclip import TFCLIPConfig
 from tfclip.config import SCHEMA_VERSION, Activation, DescriptorPart, Interpolation, TemporalHead
 from tfclip.errors import ConfigError, TFCLIPError
 
+CALIBRATION: dict[str, Any] = {
+    "threshold": 0.5,
+    "asked_false_match_rate": 0.01,
+    "false_match_rate": 0.01,
+    "false_non_match_rate": 0.2,
+    "num_same": 10,
+    "num_different": 100,
+    "prior": 0.1,
+    "kind": "isotonic",
+    "distances": [0.1, 0.9],
+    "probabilities": [1.0, 0.0],
+    "slope": 0,
+    "intercept": 0.0,
+    "fitted_on": "drawn people",
+    "fingerprint": "0123456789abcdef",
+    "sampling": "dense",
+    "cameras": False,
+}
 FIELDS = {f.name for f in dataclasses.fields(TFCLIPConfig)}
 
 REALS = st.floats(allow_nan=False, allow_infinity=False)
@@ -57,6 +75,7 @@ def configs(draw: st.DrawFn) -> TFCLIPConfig:
         descriptor=tuple(draw(parts)),
         neck=draw(st.sampled_from(["before", "after"])),
         provenance=draw(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)),
+        calibration=draw(st.sampled_from([{}, CALIBRATION])),
     )
 
 
@@ -80,6 +99,15 @@ def test_json_restores_tuples() -> None:
 
 def test_keys_left_out_take_their_defaults() -> None:
     assert TFCLIPConfig.from_dict({"clip_length": 4}) == TFCLIPConfig(clip_length=4)
+
+
+def test_a_file_from_before_there_were_calibrations_loads_and_has_none() -> None:
+    config = TFCLIPConfig(clip_length=4)
+    values = config.to_dict()
+    del values["calibration"]
+    assert values["schema_version"] == SCHEMA_VERSION == 1  # an added field does not raise it
+    assert TFCLIPConfig.from_dict(values) == config
+    assert config.calibration == {}
 
 
 def test_the_defaults_are_those_of_the_released_model() -> None:
@@ -132,6 +160,15 @@ INVALID: dict[str, list[Any]] = {
     "descriptor": ["temporal", (), ("face",), ("temporal", "temporal"), ([],)],
     "neck": ["both", None],
     "provenance": [None, "MARS", {"epochs": 60}],
+    "calibration": [
+        None,
+        {"threshold": 0.5},
+        CALIBRATION | {"colour": 1},
+        *(CALIBRATION | {key: None} for key in CALIBRATION),
+        CALIBRATION | {"threshold": float("nan")},
+        CALIBRATION | {"threshold": True},
+        CALIBRATION | {"cameras": 0},
+    ],
 }
 
 

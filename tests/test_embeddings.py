@@ -246,10 +246,12 @@ def make_model(seed=0, **fields):
     return model
 
 
-def test_a_fingerprint_tells_weights_and_config_but_not_provenance():
+def test_a_fingerprint_tells_weights_and_config_but_neither_provenance_nor_calibration():
     fingerprint = model_fingerprint(make_model(size=1, provenance="here"))
     assert len(fingerprint) == 16
     assert fingerprint == model_fingerprint(make_model(size=1, provenance="there"))
+    assert fingerprint == model_fingerprint(make_model(size=1, calibration={"threshold": 1}))
+    assert fingerprint == model_fingerprint(make_model(size=1))  # from before there were any
     assert fingerprint != model_fingerprint(make_model(size=2))
     assert fingerprint != model_fingerprint(make_model(size=1, seed=1))
     assert fingerprint != model_fingerprint(make_model(size=1).double())

@@ -11,6 +11,9 @@ from typing import Any, Literal, Self, get_args
 
 from tfclip.errors import ConfigError
 
+# A new field does not raise it: old files take its default, and an older tfclip, which would not
+# know what the field asks for, refuses it by name. What an old field means must not change under
+# one version.
 SCHEMA_VERSION = 1
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -26,6 +29,26 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "unknown_camera": get_args(UnknownCamera),
     "temporal_head": get_args(TemporalHead),
     "neck": get_args(Neck),
+}
+_NUMBER, _LIST = (int, float), (list,)
+# Of ``tfclip.functional.Calibration.to_dict``, and what the threshold holds for.
+_CALIBRATION: dict[str, tuple[type, ...]] = {
+    "threshold": _NUMBER,
+    "asked_false_match_rate": _NUMBER,
+    "false_match_rate": _NUMBER,
+    "false_non_match_rate": _NUMBER,
+    "num_same": (int,),
+    "num_different": (int,),
+    "prior": _NUMBER,
+    "kind": (str,),
+    "distances": _LIST,
+    "probabilities": _LIST,
+    "slope": _NUMBER,
+    "intercept": _NUMBER,
+    "fitted_on": (str,),
+    "fingerprint": (str,),
+    "sampling": (str,),
+    "cameras": (bool,),
 }
 
 
@@ -63,6 +86,10 @@ class TFCLIPConfig:
         descriptor: The parts of the embedding, in order.
         neck: Take the parts ``before`` their batch normalisation, or ``after`` it.
         provenance: Where the weights come from, for people to read.
+        calibration: What a distance between this model's embeddings means: the fields of a
+            ``tfclip.functional.Calibration``, the data it was ``fitted_on`` in words, the
+            ``fingerprint`` of the weights, and the ``sampling`` and whether ``cameras`` were told,
+            as the embeddings were made. Empty is not known. ``TFCLIP.calibration`` reads it.
 
     Raises:
         ConfigError: A value breaks one of these rules; the message names it.
@@ -94,6 +121,7 @@ class TFCLIPConfig:
     descriptor: tuple[DescriptorPart, ...] = ("appearance", "projected", "temporal")
     neck: Neck = "before"
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
+    calibration: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("frame_size", "mean", "std", "descriptor"):  # JSON has lists, not tuples
@@ -102,6 +130,8 @@ class TFCLIPConfig:
         self._set("provenance", _as_json("provenance", self.provenance))
         if not all(isinstance(value, str) for value in self.provenance.values()):
             raise ConfigError(f"provenance must map text to text, got {self.provenance!r}")
+        self._set("calibration", _as_json("calibration", self.calibration))
+        self._check_calibration()
         self._check_backbone()
         self._check_numbers()
         self._check_pixels()
@@ -170,6 +200,19 @@ class TFCLIPConfig:
             raise ConfigError(
                 f"descriptor must name some of {parts}, each once, got {self.descriptor}"
             )
+
+    def _check_calibration(self) -> None:
+        """Check keys and types; ``Calibration`` checks the values, and would import torch here."""
+        if not self.calibration:
+            return
+        odd = sorted(set(self.calibration) ^ set(_CALIBRATION))
+        if odd:
+            raise ConfigError(f"calibration must have its keys and no other, check {odd}")
+        for key, types in _CALIBRATION.items():
+            value = self.calibration[key]
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                names = " or ".join(kind.__name__ for kind in types)
+                raise ConfigError(f"calibration must have a {names} as {key!r}, got {value!r}")
 
     @property
     def is_timm(self) -> bool:

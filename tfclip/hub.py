@@ -112,6 +112,21 @@ def load(
     return model.to(device=device).eval()
 
 
+def load_config(name_or_path: str | Path, *, revision: str | None = None) -> TFCLIPConfig:
+    """Read the configuration of a model without building it.
+
+    Args:
+        name_or_path: A folder, the name of a bundled model, or a Hub id ``org/name``.
+        revision: Branch, tag or full commit hash on the Hub; None is its main branch.
+
+    Raises:
+        WeightsError: There is no such model, or it cannot be fetched.
+        ConfigError: Its configuration is invalid or from a newer tfclip.
+        ValueError: A revision of something that is not on the Hub.
+    """
+    return _read_config(find(name_or_path, revision=revision))
+
+
 def find(name_or_path: str | Path, *, revision: str | None = None) -> ModelFiles:
     """Find the files of a model, and fetch them when they are on the Hub.
 

@@ -91,17 +91,7 @@ def encode_to_file(
         raise TableError(f"names of tracklets must be unique, got {twice[0]!r} twice")
     if use_cameras:
         _check_cameras(model, tracklets)
-    described: dict[str, Any] = {
-        "model": model_name,
-        "revision": revision,
-        "fingerprint": fingerprint or model_fingerprint(model),
-        "settings": {
-            "sampling": sampling,
-            "cameras": use_cameras,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "tfclip": __version__,
-        },
-    }
+    described = _describe(model, model_name, revision, fingerprint, sampling, use_cameras)
     parts = _Parts(out, _job_key(tracklets, described, batch_frames, model.device.type))
     groups = _make_groups(tracklets, sampling)
     finished = parts.load_all(groups, tracklets)
@@ -125,6 +115,88 @@ def encode_to_file(
     table.save(out)
     parts.remove()
     return table
+
+
+def encode_cached(
+    model: TFCLIP,
+    tracklets: Sequence[Tracklet],
+    folder: str | Path,
+    *,
+    fingerprint: str | None = None,
+    sampling: Sampling = "dense",
+    use_cameras: bool = False,
+    batch_frames: int = BATCH_FRAMES,
+    progress: bool = False,
+) -> EmbeddingTable:
+    """Encode tracklets, or take what the same job once put into a folder.
+
+    A file of the folder is named by all that its embeddings depend on: the model's weights and
+    type, sampling, cameras, the kind of device, the version of tfclip, and name, size and time of
+    change of every source file. So nothing has ever to be declared out of date, and any file of it
+    may be deleted. An interrupted job goes on as in ``encode_to_file``.
+
+    Args:
+        model: The encoder.
+        tracklets: What to encode: frames in files, unique names.
+        folder: Where the files of embeddings are kept; made when it is missing.
+        fingerprint: As in ``encode_to_file``, and so on.
+        sampling: As in ``TFCLIP.encode_sequence``.
+        use_cameras: Tell the model each tracklet's camera.
+        batch_frames: Frames that go through the tower at once.
+        progress: Show a progress bar where there is something to encode.
+
+    Returns:
+        The embeddings, in the order of ``tracklets``; a tracklet whose boxes lie wholly outside the
+        picture has none.
+
+    Raises:
+        TableError: As ``encode_to_file``, and so on.
+        FrameError: The frames of a tracklet cannot be used.
+        SaveError: The folder cannot be written.
+        TypeError: Frames are not in files.
+    """
+    fingerprint = fingerprint or model_fingerprint(model)
+    # Without the model's name: the same weights in another place give the same embeddings.
+    described = _describe(model, "", None, fingerprint, sampling, use_cameras)
+    key = _job_key(tracklets, described, batch_frames, model.device.type)
+    path = Path(folder, f"{key}.safetensors")
+    if path.exists():
+        try:
+            return EmbeddingTable.load(path)
+        except TableError as error:
+            _logger.warning("encoding again what a damaged file held: %s", error)
+    return encode_to_file(
+        model,
+        tracklets,
+        path,
+        fingerprint=fingerprint,
+        sampling=sampling,
+        use_cameras=use_cameras,
+        batch_frames=batch_frames,
+        progress=progress,
+    )
+
+
+def _describe(
+    model: TFCLIP,
+    model_name: str,
+    revision: str | None,
+    fingerprint: str | None,
+    sampling: Sampling,
+    use_cameras: bool,
+) -> dict[str, Any]:
+    """Return the fields of a table that say how its embeddings were made."""
+    return {
+        "model": model_name,
+        "revision": revision,
+        "fingerprint": fingerprint or model_fingerprint(model),
+        "settings": {
+            "sampling": sampling,
+            "cameras": use_cameras,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "tfclip": __version__,
+        },
+    }
 
 
 def check_output(path: Path) -> None:

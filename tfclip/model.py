@@ -12,6 +12,7 @@ the table in ``tfclip.convert``; the code is our own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,10 +26,12 @@ from tfclip import encoding, hub
 from tfclip.backbones import build_backbone
 from tfclip.config import TFCLIPConfig
 from tfclip.diffusion import mean_over_frames
+from tfclip.errors import ConfigError
 from tfclip.temporal import build_temporal_head
 
 if TYPE_CHECKING:
     from tfclip.encoding import Sampling
+    from tfclip.functional import Calibration
 
 
 class TFCLIPOutput(NamedTuple):
@@ -111,6 +114,27 @@ class TFCLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the parameters."""
         return next(self.parameters()).dtype
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What a distance between two embeddings of this model means, where its config tells.
+
+        It holds for the squared Euclidean distance of normalised embeddings, for data like those
+        that ``config.calibration["fitted_on"]`` names, and for the weights whose
+        ``model_fingerprint`` stands beside it: not for those that further training made of them.
+
+        Raises:
+            ConfigError: The values do not fit together.
+        """
+        from tfclip.functional import Calibration
+
+        if not self.config.calibration:
+            return None
+        names = [field.name for field in dataclasses.fields(Calibration)]
+        try:
+            return Calibration.from_dict({name: self.config.calibration[name] for name in names})
+        except ValueError as error:
+            raise ConfigError(f"calibration of the model: {error}") from error
 
     # --- frames to embedding ---------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tfclip.data.benchmarks import Split as Split
     from tfclip.data.benchmarks import dataset_names as dataset_names
     from tfclip.data.benchmarks import load_dataset as load_dataset
+    from tfclip.data.benchmarks import own_dataset as own_dataset
     from tfclip.data.benchmarks import read_ag_vpreid as read_ag_vpreid
     from tfclip.data.benchmarks import read_g2a_vreid as read_g2a_vreid
     from tfclip.data.benchmarks import read_ilidsvid as read_ilidsvid
@@ -70,6 +71,7 @@ _HOMES = {
     "load_dataset": "benchmarks",
     "load_thumbnails": "tracklets",
     "model_fingerprint": "embeddings",
+    "own_dataset": "benchmarks",
     "read_ag_vpreid": "benchmarks",
     "read_csv": "tables",
     "read_folder": "readers",
@@ -110,6 +112,7 @@ __all__ = [
     "load_dataset",
     "load_thumbnails",
     "model_fingerprint",
+    "own_dataset",
     "read_ag_vpreid",
     "read_csv",
     "read_folder",

@@ -280,12 +280,14 @@ class EmbeddingTable:
 def model_fingerprint(model: nn.Module) -> str:
     """Return 16 hexadecimal digits that stand for a model: its config and every weight.
 
-    Where the weights came from does not count, their type and values do.
+    Where the weights came from does not count, nor what a distance between embeddings means; type
+    and values of the weights do.
 
     Args:
         model: A ``TFCLIP``; any module with a ``config`` that has ``to_dict``.
     """
-    config = {key: value for key, value in _config_of(model).items() if key != "provenance"}
+    silent = ("provenance", "calibration")  # no embedding depends on them
+    config = {key: value for key, value in _config_of(model).items() if key not in silent}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

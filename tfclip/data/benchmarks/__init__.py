@@ -12,6 +12,7 @@ from tfclip.data.benchmarks.folders import read_parts
 from tfclip.data.benchmarks.images import read_market1501, read_msmt17
 from tfclip.data.benchmarks.lsvid import read_lsvid
 from tfclip.data.benchmarks.mars import read_g2a_vreid, read_mars
+from tfclip.data.benchmarks.own import own_dataset
 from tfclip.data.benchmarks.pairs import read_ilidsvid, read_prid2011
 from tfclip.data.benchmarks.records import (
     Counts,
@@ -33,6 +34,7 @@ __all__ = [
     "dataset_names",
     "find_spec",
     "load_dataset",
+    "own_dataset",
     "read_ag_vpreid",
     "read_g2a_vreid",
     "read_ilidsvid",
