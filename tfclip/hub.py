@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -304,6 +305,54 @@ def save(model: TFCLIP, folder: str | Path, *, name: str = "path/to/this/folder"
         stack.enter_context(replace_when_done(folder / CONFIG)).write_text(config, "utf-8")
         _write_safetensors(tensors, stack.enter_context(replace_when_done(folder / WEIGHTS)))
         _withdraw_other_config(folder / CONFIG, config)
+
+
+def copy_with_config(
+    name_or_path: str | Path,
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    **changes: object,
+) -> None:
+    """Write a copy of a model's folder with fields of its configuration changed, weights untouched.
+
+    As safe as ``save``; a README that is there already stays.
+
+    Args:
+        name_or_path: A folder, the name of a bundled model, or a Hub id ``org/name``.
+        folder: Where to; made when missing. The model's own folder is possible.
+        revision: Branch, tag or full commit hash on the Hub; None is its main branch.
+        changes: Fields of ``TFCLIPConfig`` that do not change what weights there must be.
+
+    Raises:
+        WeightsError: There is no such model, or it cannot be fetched.
+        ConfigError: Its configuration is invalid, or a field's new value is.
+        SaveError: The folder cannot be written, or the disk is full.
+        ValueError: A revision of something that is not on the Hub.
+    """
+    files, folder = find(name_or_path, revision=revision), Path(folder)
+    config = _read_config(files).replace(**changes)
+    text = config.to_json()
+    with contextlib.ExitStack() as stack:  # closes, that is renames, in the opposite order
+        if not os.path.exists(folder / CARD):  # noqa: PTH110 (what cannot be looked at fails below)
+            card = _card_beside(files) or model_card(config, _part_widths(config), files.source)
+            stack.enter_context(replace_when_done(folder / CARD)).write_text(card, "utf-8")
+        stack.enter_context(replace_when_done(folder / CONFIG)).write_text(text, "utf-8")
+        if not (folder / WEIGHTS).exists() or not files.weights.samefile(folder / WEIGHTS):
+            weights = stack.enter_context(replace_when_done(folder / WEIGHTS))
+            shutil.copyfile(files.weights, weights)
+            _withdraw_other_config(folder / CONFIG, text)
+
+
+def _card_beside(files: ModelFiles) -> str | None:
+    card = files.config.with_name(CARD)
+    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+
+
+def _part_widths(config: TFCLIPConfig) -> dict[str, int]:
+    from tfclip.model import part_widths  # the model imports this module
+
+    return part_widths(config)
 
 
 def push(

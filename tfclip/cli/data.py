@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfclip.cli.shared import add_command
+from tfclip.cli.shared import add_command, data_set
 from tfclip.files import replace_when_done
 
 
@@ -59,21 +59,12 @@ Example:
   tfclip data check lsvid --root /data/LS-VID --images --json report.json
 """,
     )
-    check.add_argument("name", type=_data_set, metavar="NAME", help="see: tfclip data list")
+    check.add_argument("name", type=data_set, metavar="NAME", help="see: tfclip data list")
     check.add_argument("--root", type=Path, required=True, metavar="DIR", help="its folder")
     check.add_argument("--images", action="store_true", help="decode every image (takes long)")
     check.add_argument(
         "--json", type=Path, metavar="FILE", help="write the whole report, all files named"
     )
-
-
-def _data_set(text: str) -> Any:
-    from tfclip.data.benchmarks.registry import find_spec
-
-    try:
-        return find_spec(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run_list(options: argparse.Namespace) -> None:

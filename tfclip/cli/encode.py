@@ -12,6 +12,7 @@ from tfclip.cli.shared import (
     add_command,
     add_model,
     existing,
+    layout,
     load_model,
     natural,
     positive,
@@ -54,7 +55,7 @@ Example:
     )
     command.add_argument(
         "--layout",
-        type=_layout,
+        type=layout,
         default="auto",
         help="auto (default), mars, or folder names as in {person}/{camera}/{tracklet}",
     )
@@ -81,17 +82,6 @@ Example:
     command.add_argument(
         "--batch-frames", type=positive, default=64, metavar="N", help="frames at once (64)"
     )
-
-
-def _layout(text: str) -> str:
-    if text not in ("auto", "mars"):
-        from tfclip.data.readers import compile_layout
-
-        try:
-            compile_layout(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-    return text
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfclip.cli.shared import PICTURE_SUFFIXES, UsageError, add_command, picture_path, positive
+from tfclip.errors import TableError, TFCLIPError
 
 if TYPE_CHECKING:
     from tfclip.data.embeddings import EmbeddingTable
@@ -28,10 +29,13 @@ Find, for each tracklet of one file of embeddings, the nearest of another.
 
 The distance is squared Euclidean between vectors of length 1, which is
 2 - 2 cos: 0 is the same direction, 4 the opposite; smaller is nearer. Both files
-must come from one model.
+must come from one model. With --reject a result beyond the threshold that the
+model's folder holds (tfclip evaluate --fit-threshold) is left out: then the
+answer may be that nobody is there.
 
 Example:
   tfclip search queries.safetensors gallery.safetensors --top 10 --picture ranked.png
+  tfclip search queries.safetensors gallery.safetensors --reject --model calibrated/
 """,
     )
     command.add_argument("queries", type=Path, metavar="QUERIES", help="a file of tfclip encode")
@@ -50,6 +54,13 @@ Example:
         help="leave out the query itself where it is in the gallery (default)",
     )
     command.add_argument(
+        "--reject", action="store_true", help="leave out what is beyond the model's threshold"
+    )
+    command.add_argument(
+        "--model", metavar="NAME", help="whose threshold: a folder or a Hub repository owner/name"
+    )
+    command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    command.add_argument(
         "--picture",
         type=picture_path,
         metavar="FILE",
@@ -63,10 +74,14 @@ def run(options: argparse.Namespace) -> None:
     from tfclip.data.search import search_table
     from tfclip.visualize import check_matplotlib, draw_search, save_figure
 
+    if options.reject != (options.model is not None):
+        raise UsageError("--reject and --model NAME, whose threshold it is, go together")
     if options.picture:
         check_matplotlib()
     queries = _pick(EmbeddingTable.load(options.queries), options.query, options.queries)
     gallery = EmbeddingTable.load(options.gallery)
+    queries.check_comparable(gallery)
+    threshold = _threshold(options, queries, gallery) if options.reject else None
     results = search_table(
         queries,
         gallery,
@@ -74,14 +89,50 @@ def run(options: argparse.Namespace) -> None:
         exclude_same_name=options.exclude_same_name,
         exclude_same_camera=options.exclude_same_camera,
     )
+    if threshold is not None:
+        results = [[one for one in found if one.distance <= threshold] for found in results]
     for row, found in enumerate(results):
         _print_results(queries, row, gallery, found)
     print("distance: squared Euclidean, 2 - 2 cos for vectors of length 1; smaller is nearer")
+    if threshold is not None:
+        count = sum(1 for found in results if not found)
+        print(f"threshold: {threshold:.4f}; nobody is near enough to {count} of {len(results)}")
     if options.picture:
         number = min(len(queries), _MAX_PICTURED_QUERIES)
         figure = draw_search(queries.select(range(number)), gallery, results[:number])
         save_figure(figure, options.picture)
         print(f"picture of {number} of {len(queries)} queries: {options.picture}")
+
+
+def _threshold(options: argparse.Namespace, *tables: EmbeddingTable) -> float:
+    """Return the threshold of a model, if it was fitted for embeddings such as these."""
+    from tfclip import hub
+
+    try:
+        fitted = hub.load_config(options.model, revision=options.revision).calibration
+    except ValueError as error:
+        if isinstance(error, TFCLIPError):
+            raise
+        raise UsageError(f"--revision: {error}") from error
+    if not fitted:
+        raise UsageError(
+            f"--reject: {options.model} holds no threshold; tfclip evaluate --fit-threshold "
+            "writes a copy that does"
+        )
+    for table in tables:
+        if table.fingerprint != fitted["fingerprint"]:
+            raise TableError(
+                f"the threshold of {options.model} is for the model {fitted['fingerprint']}, and "
+                f"these embeddings are of {table.fingerprint or 'an unknown one'}"
+            )
+        for setting, word in (("sampling", "frames"), ("cameras", "cameras told")):
+            ours = table.settings.get(setting)
+            if ours != fitted[setting]:
+                raise TableError(
+                    f"the threshold of {options.model} is for embeddings of {word} "
+                    f"{fitted[setting]}, and these are of {word} {ours}"
+                )
+    return float(fitted["threshold"])
 
 
 def _pick(table: EmbeddingTable, names: Sequence[str] | None, path: Path) -> EmbeddingTable:

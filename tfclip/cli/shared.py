@@ -63,6 +63,28 @@ def positive(text: str) -> int:
     return number
 
 
+def data_set(text: str) -> Any:
+    """Read the name of a data set that can be loaded."""
+    from tfclip.data.benchmarks.registry import find_spec
+
+    try:
+        return find_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def layout(text: str) -> str:
+    """Read how folders of tracklets are laid out."""
+    if text not in ("auto", "mars"):
+        from tfclip.data.readers import compile_layout
+
+        try:
+            compile_layout(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def existing(text: str) -> Path:
     """Read the path of something to read; an empty text, which an unset variable gives, is none."""
     if not text:
