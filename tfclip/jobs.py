@@ -162,7 +162,9 @@ def encode_cached(
     path = Path(folder, f"{key}.safetensors")
     if path.exists():
         try:
-            return EmbeddingTable.load(path)
+            table = EmbeddingTable.load(path)
+            _logger.info("embeddings are taken from %s", path)
+            return table
         except TableError as error:
             _logger.warning("encoding again what a damaged file held: %s", error)
     return encode_to_file(

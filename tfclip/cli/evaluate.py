@@ -248,6 +248,7 @@ def _read_dataset(options: argparse.Namespace) -> Dataset:
         queries,
         gallery,
         train=train,
+        name=options.query.absolute().stem,
         root=str(options.query),
         queries_in_gallery=not options.queries_apart,
         exclude=options.exclude or "person_and_camera",

@@ -39,7 +39,7 @@ _RERANKED = (
     "distances, by all queries and the whole gallery"
 )
 _PAIR_ENTRIES = 2**26  # distances held at once to take pairs from: 256 MiB
-_LOGGED = "%s, %s: encoding %d tracklets, %s frames, %s cameras"
+_LOGGED = "%s, protocol %s: %d tracklets, frames %s, %s cameras"
 
 _logger = logging.getLogger(__name__)
 

@@ -161,7 +161,7 @@ def distance_histogram(
     axes.set_xlabel(f"{distance_name}: smaller is nearer", color=INK, fontsize=9)
     axes.set_ylabel("share of the pairs of a kind", color=INK, fontsize=9)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _tidy(axes, axes.legend(loc="upper left"))
+    _tidy(axes, axes.legend(loc="upper right"))
     _write(figure, title, note)
     return figure
 
