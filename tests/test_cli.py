@@ -121,7 +121,7 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["encode", "search", "convert", "demo"])
+@pytest.mark.parametrize("command", ["encode", "search", "evaluate", "convert", "demo"])
 def test_each_command_explains_itself_on_a_screen_with_an_example(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:

@@ -69,26 +69,28 @@ def test_the_first_lines_of_python_find_the_person(workplace):
 def test_the_demo_leaves_people_where_the_next_lines_look_for_them():
     (line,) = (line for line in commands("demo") if line == ["demo", "--out", "demo"])
     assert line
-    assert README.count(PEOPLE) == 2
+    assert README.count(PEOPLE) == 3
 
 
 @pytest.mark.slow
-def test_the_commands_encode_and_search(workplace, capsys):
-    lines = commands("encode", "search")
+def test_the_commands_encode_search_and_evaluate(workplace, capsys):
+    lines = commands("encode", "search", "evaluate")
     own = [line for line in lines if "mars-vit-b-16" not in line]  # the weights of the authors
-    assert [line[0] for line in own] == ["encode", "encode", "encode", "search"]
+    assert [line[0] for line in own] == ["encode", "encode", "encode", "search", "evaluate"]
     for line in own:
         assert main(line) == 0, capsys.readouterr().err
     counts = {"gallery": 10, "mars": 3, "street": 2}
     for name, count in counts.items():
         assert len(EmbeddingTable.load(f"{name}.safetensors")) == count
-    assert capsys.readouterr().out.count("query street/") == 2
+    said = capsys.readouterr().out
+    assert said.count("query street/") == 2
+    assert "people-12x3-seed-0, protocol own" in said
     with Image.open("ranked.png") as picture:
         assert picture.width > 500
 
 
 def test_every_line_of_the_command_line_has_options_that_exist():
-    lines = commands("demo", "encode", "search", "convert")
-    assert len(lines) >= 7
+    lines = commands("demo", "encode", "search", "evaluate", "convert")
+    assert len(lines) >= 9
     for line in lines:
         assert _build_parser().parse_args(line).run
