@@ -123,6 +123,8 @@ def test_without_out_nothing_is_written(mars, tmp_path, monkeypatch):
         ),
         (("--root", "{MARS}"), "name a DATASET, or tracklets of your own by --query"),
         (("--query", "{people}", "--root", "x", *LAYOUT), "--root is the folder of a DATASET"),
+        (("--query", "t.csv", *LAYOUT), "--layout and --camera-names are for folders"),
+        (("--query", "t.csv"), "cannot read t.csv"),
         (("--query", "{people}/nowhere"), "there is no such folder"),
         (("--query", "{people}"), "not known whom tracklet '0000/0/0' shows"),
         (("--query", "{people}", "--layout", "{person}/*/{tracklet}"), "camera of tracklet"),

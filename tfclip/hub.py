@@ -53,6 +53,7 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 
 _BUNDLED = Path(__file__).parent / "weights"
+_THIS_FOLDER = "path/to/this/folder"  # what the example in a new README loads
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to an access token of yours"
 
 # OSError and the base class of the HTTP library that this huggingface_hub uses (requests, httpx or
@@ -279,7 +280,7 @@ def _reason(error: Exception, repo_id: str, filename: str, revision: str | None)
 # Writing
 
 
-def save(model: TFCLIP, folder: str | Path, *, name: str = "path/to/this/folder") -> None:
+def save(model: TFCLIP, folder: str | Path, *, name: str = _THIS_FOLDER) -> None:
     """Write a model as ``config.json``, ``model.safetensors`` and ``README.md``.
 
     All three are written before the first takes its place, so a full disk leaves the folder as it
@@ -335,7 +336,7 @@ def copy_with_config(
     text = config.to_json()
     with contextlib.ExitStack() as stack:  # closes, that is renames, in the opposite order
         if not os.path.exists(folder / CARD):  # noqa: PTH110 (what cannot be looked at fails below)
-            card = _card_beside(files) or model_card(config, _part_widths(config), files.source)
+            card = _card_beside(files) or model_card(config, _part_widths(config), _THIS_FOLDER)
             stack.enter_context(replace_when_done(folder / CARD)).write_text(card, "utf-8")
         stack.enter_context(replace_when_done(folder / CONFIG)).write_text(text, "utf-8")
         if not (folder / WEIGHTS).exists() or not files.weights.samefile(folder / WEIGHTS):

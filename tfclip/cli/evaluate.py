@@ -242,8 +242,10 @@ def _read_dataset(options: argparse.Namespace) -> Dataset:
         raise UsageError("name a DATASET, or tracklets of your own by --query")
     if options.root is not None:
         raise UsageError("--root is the folder of a DATASET, and none is named")
-    sources = [_read(source, options) for source in (options.query, options.gallery, options.train)]
-    queries, gallery, train = sources
+    sources = (options.query, options.gallery, options.train)
+    if (options.layout or options.camera_names) and all(map(_is_table, filter(None, sources))):
+        raise UsageError("--layout and --camera-names are for folders of tracklets")
+    queries, gallery, train = (_read(source, options) for source in sources)
     return own_dataset(
         queries,
         gallery,
@@ -261,9 +263,13 @@ def _read(source: Path | None, options: argparse.Namespace) -> list[Tracklet]:
 
     if source is None:
         return []
-    if source.suffix.lower() in (".csv", ".parquet"):
+    if _is_table(source):
         return read_table(source)
     return read_folder(source, options.layout or "auto", cameras=options.camera_names)
+
+
+def _is_table(source: Path) -> bool:
+    return source.suffix.lower() in (".csv", ".parquet")
 
 
 @contextlib.contextmanager
