@@ -12,6 +12,7 @@ from tfclip.functional.ranking import (
     evaluate_ranking_from_features,
     evaluate_ranking_topk,
 )
+from tfclip.functional.reranking import k_reciprocal_rerank
 from tfclip.functional.result import QueryScores, RankingResult
 from tfclip.functional.verification import (
     Pairs,
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate_ranking_from_features",
     "evaluate_ranking_topk",
     "fit_threshold",
+    "k_reciprocal_rerank",
     "match",
     "open_set_identification",
     "pair_scores",

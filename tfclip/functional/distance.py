@@ -101,21 +101,21 @@ class DistanceStrips:
                 f"lengths up to {self._query_squares.max()} and {self._gallery_squares.max()}"
             )
 
-    def of(self, block: slice) -> Tensor:
-        """Return the distances ``(B, G)`` of a block of queries.
+    def of(self, block: slice, columns: slice = slice(None)) -> Tensor:
+        """Return the distances ``(B, G)`` of a block of queries, or to some of the gallery only.
 
         They stand where the block before stood: copy what is to stay. A new strip for every block
         would cost as much as a fifth of the product, in pages that the system hands out empty.
         """
-        queries = self._queries[block]
-        size = (len(queries), len(self._gallery))
-        if self._strip is None or len(self._strip) < len(queries):
+        queries, gallery = self._queries[block], self._gallery[columns]
+        size = len(queries) * len(gallery)
+        if self._strip is None or len(self._strip) < size:
             self._strip = queries.new_empty(size)
-        strip = self._strip[: len(queries)]
+        strip = self._strip[:size].view(len(queries), len(gallery))
         if self._metric == "cosine":
-            return torch.mm(queries, self._gallery.T, out=strip).neg_().add_(1).clamp_(0, 2)
-        torch.add(self._query_squares[block, None], self._gallery_squares, out=strip)
-        return strip.addmm_(queries, self._gallery.T, alpha=-2).clamp_min_(0)
+            return torch.mm(queries, gallery.T, out=strip).neg_().add_(1).clamp_(0, 2)
+        torch.add(self._query_squares[block, None], self._gallery_squares[columns], out=strip)
+        return strip.addmm_(queries, gallery.T, alpha=-2).clamp_min_(0)
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:
