@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfclip.functional import k_reciprocal_rerank
+from tfclip.functional import (
+    k_reciprocal_rerank,
+    k_reciprocal_rerank_blocks,
+    k_reciprocal_rerank_from_distance,
+    k_reciprocal_rerank_topk,
+)
+from tfclip.functional.neighbours import smallest
 
 SETTINGS = [(20, 6, 0.3), (50, 15, 0.3), (20, 1, 0.3), (7, 3, 0.5)]
 
@@ -76,7 +82,8 @@ def test_it_equals_the_recorded_algorithm(golden, k1, k2, lambda_value):
     recorded = golden("rerank")
     expected = recorded[f"k1={k1},k2={k2},lambda={lambda_value}.float64"]
     features = recorded["query"], recorded["gallery"]
-    exact = k_reciprocal_rerank(*(x.double() for x in features), k1, k2, lambda_value)
+    double = [x.double() for x in features]
+    exact = k_reciprocal_rerank(double[0], double[1], k1, k2, lambda_value)
     torch.testing.assert_close(exact, expected, rtol=0, atol=1e-9)
     single = k_reciprocal_rerank(*features, k1, k2, lambda_value)
     assert single.dtype == torch.float32
@@ -98,3 +105,171 @@ def test_it_equals_a_literal_reading_with_ties_duplicates_and_few_rows(problem, 
     expected = slow_rerank_of_features(queries, gallery, *parameters)
     result = k_reciprocal_rerank(queries, gallery, *parameters, tile_rows=tile_rows)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems(), st.integers(1, 9), st.integers(1, 7), st.integers(1, 20))
+def test_all_inputs_and_outputs_tell_the_same(problem, tile_rows, block_queries, top):
+    queries, gallery, parameters = problem
+    whole = k_reciprocal_rerank(queries, gallery, *parameters)
+    rows = torch.cat([queries, gallery])
+    distance = (rows[:, None] - rows).square().sum(2)
+    split = len(queries)
+    given_distance = k_reciprocal_rerank_from_distance(
+        distance[:split, :split],
+        distance[:split, split:],
+        distance[split:, split:],
+        *parameters,
+        tile_rows=tile_rows,
+    )
+    torch.testing.assert_close(given_distance, whole, rtol=0, atol=1e-12)
+    blocks = k_reciprocal_rerank_blocks(
+        queries, gallery, *parameters, block_queries=block_queries, tile_rows=tile_rows
+    )
+    torch.testing.assert_close(torch.cat(list(blocks)), whole, rtol=0, atol=1e-12)
+    values, places = k_reciprocal_rerank_topk(queries, gallery, *parameters, top=top)
+    expected, order = whole.sort(dim=1, stable=True)
+    torch.testing.assert_close(values, expected[:, :top], rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole.gather(1, places), values, rtol=0, atol=1e-12)
+    assert places.shape == order[:, :top].shape
+
+
+def draw(num_queries, num_gallery, width=16, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    persons = torch.randn(12, width, generator=random)
+    who = torch.randint(12, (num_queries + num_gallery,), generator=random)
+    rows = persons[who] + 0.7 * torch.randn(len(who), width, generator=random)
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    return rows[:num_queries], rows[num_queries:]
+
+
+@pytest.mark.parametrize("tile_rows", [1, 7, 64])
+def test_the_size_of_tiles_does_not_matter(tile_rows):
+    queries, gallery = draw(30, 170)
+    whole = k_reciprocal_rerank(queries, gallery)
+    tiled = k_reciprocal_rerank(queries, gallery, tile_rows=tile_rows)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6)
+
+
+def test_the_bounds_of_memory_do_not_matter(monkeypatch):
+    queries, gallery = draw(30, 170)
+    whole = k_reciprocal_rerank(queries, gallery)
+    monkeypatch.setattr("tfclip.functional.reciprocal._ENTRIES", 50)
+    monkeypatch.setattr("tfclip.functional.reranking._BLOCK_ENTRIES", 300)
+    monkeypatch.setattr("tfclip.functional.neighbours._PAIR_ENTRIES", 40)
+    torch.testing.assert_close(k_reciprocal_rerank(queries, gallery), whole, rtol=0, atol=1e-6)
+
+
+def test_permuting_the_gallery_permutes_the_columns():
+    queries, gallery = draw(30, 170)
+    order = torch.randperm(170, generator=torch.Generator().manual_seed(1))
+    whole = k_reciprocal_rerank(queries, gallery)
+    permuted = k_reciprocal_rerank(queries, gallery[order])
+    torch.testing.assert_close(permuted, whole[:, order], rtol=0, atol=1e-6)
+
+
+def test_turning_and_scaling_the_space_changes_nothing():
+    queries, gallery = (x.double() for x in draw(30, 170))
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(2)))[0]
+    turned = k_reciprocal_rerank(7 * queries @ turn.double(), 7 * gallery @ turn.double())
+    torch.testing.assert_close(turned, k_reciprocal_rerank(queries, gallery), rtol=0, atol=1e-6)
+
+
+def test_with_all_weight_on_the_plain_distance_it_is_the_scaled_distance():
+    queries, gallery = draw(30, 170)
+    rows = torch.cat([queries, gallery])
+    farthest = torch.cdist(queries, rows).square().amax(1, keepdim=True)
+    expected = torch.cdist(queries, gallery).square() / farthest
+    result = k_reciprocal_rerank(queries, gallery, lambda_value=1.0)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+def test_rows_that_are_all_equal_share_their_first_neighbours_only():
+    same = torch.ones(1, 4)
+    assert k_reciprocal_rerank(same, same.expand(3, 4)).tolist() == [[0, 0, 0]]
+    # Of 30 equal rows the first 3 are everybody's neighbours, so only these have a set.
+    result = k_reciprocal_rerank(same, same.expand(29, 4), k1=2, k2=1)
+    assert result[0, :2].tolist() == [0, 0]
+    torch.testing.assert_close(result[0, 2:], torch.full((27,), 0.7))
+
+
+def test_half_precision_is_computed_in_single_precision():
+    queries, gallery = (x.bfloat16() for x in draw(5, 30))
+    result = k_reciprocal_rerank(queries, gallery)
+    expected = k_reciprocal_rerank(queries.float(), gallery.float())
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected)
+
+
+def test_no_gradient_is_kept():
+    queries, gallery = (x.requires_grad_() for x in draw(3, 9))
+    assert not k_reciprocal_rerank(queries, gallery).requires_grad
+
+
+def test_many_equal_distances_are_ranked_as_a_stable_sort_ranks_them():
+    random = torch.Generator().manual_seed(0)
+    values = torch.randint(4, (50, 300), generator=random).float()
+    some, places = smallest(values, 20)
+    whole, order = values.sort(dim=1, stable=True)
+    assert torch.equal(some, whole[:, :20])
+    assert torch.equal(places, order[:, :20])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"k1": 0}, ValueError, "k1 must be at least 1, got 0"),
+        ({"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
+        ({"k1": True}, TypeError, "k1 must be an integer, got True"),
+        ({"lambda_value": 1.1}, ValueError, "lambda_value must be from 0 to 1, got 1.1"),
+        ({"lambda_value": math.nan}, ValueError, "lambda_value must be from 0 to 1, got nan"),
+        ({"tile_rows": 0}, ValueError, "tile_rows must be at least 1, got 0"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name(arguments, error, message):
+    queries, gallery = draw(2, 3)
+    with pytest.raises(error, match=message):
+        k_reciprocal_rerank(queries, gallery, **arguments)
+    distance = torch.zeros(1, 1)
+    with pytest.raises(error, match=message):
+        k_reciprocal_rerank_from_distance(distance, distance, distance, **arguments)
+    with pytest.raises(error, match=message):
+        k_reciprocal_rerank_topk(queries, gallery, top=1, **arguments)
+
+
+def test_output_sizes_out_of_range_are_refused_by_name():
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        k_reciprocal_rerank_topk(*draw(2, 3), top=0)
+    with pytest.raises(ValueError, match="block_queries must be at least 1, got 0"):
+        k_reciprocal_rerank_blocks(*draw(2, 3), block_queries=0)  # before the first block
+
+
+def test_embeddings_that_do_not_fit_are_refused_by_name():
+    queries, gallery = draw(2, 3)
+    with pytest.raises(ValueError, match="same width, got 16 and 15"):
+        k_reciprocal_rerank(queries, gallery[:, :15])
+    with pytest.raises(ValueError, match="gallery must be finite, got nan in row 2"):
+        k_reciprocal_rerank(queries, torch.where(torch.arange(3)[:, None] == 2, torch.nan, gallery))
+    with pytest.raises(ValueError, match="gallery must have at least one entry"):
+        k_reciprocal_rerank(queries, gallery[:0])
+    with pytest.raises(TypeError, match="one type"):
+        k_reciprocal_rerank(queries, gallery.double())
+
+
+def test_distances_that_do_not_fit_are_refused_by_name():
+    one, two, across = torch.zeros(1, 1), torch.zeros(2, 2), torch.zeros(1, 2)
+    rerank = k_reciprocal_rerank_from_distance
+    with pytest.raises(ValueError, match=r"distance_qg must be \(Q, G\).*got shape \(1, 0\)"):
+        rerank(one, across[:, :0], two)
+    with pytest.raises(ValueError, match=r"distance_gg must be \(2, 2\) to fit"):
+        rerank(one, across, one)
+    with pytest.raises(TypeError, match="distance_qq must have the type of distance_qg"):
+        rerank(one.double(), across, two)
+    with pytest.raises(TypeError, match="distance_qq must be floating point"):
+        rerank(one.long(), across, two)
+    with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got -1"):
+        rerank(one, across - 1, two)
+    with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got nan"):
+        rerank(one, across * torch.nan, two)
+    with pytest.raises(ValueError, match=r"distance_gg must be symmetric, got 1.0 in row 0, col"):
+        rerank(one, across, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))

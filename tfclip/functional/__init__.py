@@ -12,7 +12,12 @@ from tfclip.functional.ranking import (
     evaluate_ranking_from_features,
     evaluate_ranking_topk,
 )
-from tfclip.functional.reranking import k_reciprocal_rerank
+from tfclip.functional.reranking import (
+    k_reciprocal_rerank,
+    k_reciprocal_rerank_blocks,
+    k_reciprocal_rerank_from_distance,
+    k_reciprocal_rerank_topk,
+)
 from tfclip.functional.result import QueryScores, RankingResult
 from tfclip.functional.verification import (
     Pairs,
@@ -40,6 +45,9 @@ __all__ = [
     "evaluate_ranking_topk",
     "fit_threshold",
     "k_reciprocal_rerank",
+    "k_reciprocal_rerank_blocks",
+    "k_reciprocal_rerank_from_distance",
+    "k_reciprocal_rerank_topk",
     "match",
     "open_set_identification",
     "pair_scores",

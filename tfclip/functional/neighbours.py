@@ -23,8 +23,8 @@ class Distances(Protocol):
     num_queries: int
     num_rows: int
 
-    def empty_across(self) -> Tensor:
-        """Return ``(Q, G)`` for distances, not filled."""
+    def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
+        """Return a tensor of the type and on the device of the distances."""
         ...
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
@@ -55,9 +55,9 @@ class FeatureDistances:
         self.num_rows = len(rows)
         self._strips = DistanceStrips(self._rows, self._rows, "squared_euclidean")
 
-    def empty_across(self) -> Tensor:
-        """Return ``(Q, G)`` for distances, not filled."""
-        return self._rows.new_empty(self.num_queries, self.num_rows - self.num_queries)
+    def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
+        """Return a tensor of the type and on the device of the distances."""
+        return self._rows.new_full(size, value)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Return ``(B, C)`` distances; that of a row to itself is zero, whatever rounding says."""
@@ -83,19 +83,29 @@ class MatrixDistances:
     """Distances that somebody else computed.
 
     Args:
-        queries: ``(Q, Q)`` among queries; only what is on and above the diagonal is read.
+        queries: ``(Q, Q)`` among queries, symmetric but for rounding; what is below the diagonal
+            is only compared.
         across: ``(Q, G)`` from queries to gallery.
         gallery: ``(G, G)`` among the gallery, likewise.
+
+    Raises:
+        TypeError: They are not floating point, or of more than one type.
+        ValueError: Shapes that do not fit, or an entry that is not finite, negative or asymmetric.
     """
 
     def __init__(self, queries: Tensor, across: Tensor, gallery: Tensor) -> None:
-        self._queries, self._across, self._gallery = queries, across, gallery
+        _check_matrices(queries, across, gallery)
+        wide = [
+            each.detach().float() if each.dtype.itemsize < 4 else each.detach()
+            for each in (queries, across, gallery)
+        ]
+        self._queries, self._across, self._gallery = wide
         self.num_queries = len(queries)
         self.num_rows = len(queries) + len(gallery)
 
-    def empty_across(self) -> Tensor:
-        """Return ``(Q, G)`` for distances, not filled."""
-        return torch.empty_like(self._across)
+    def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
+        """Return a tensor of the type and on the device of the distances."""
+        return self._across.new_full(size, value)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Return a view of ``(B, C)`` distances, rows not after columns."""
@@ -151,24 +161,70 @@ def find_neighbours(
     Returns:
         The neighbours.
     """
+    lists = _Lists(distances, min(width, distances.num_rows))
+    farthest = _scan(distances, [lists], None, across, tile_rows, progress)
+    return Neighbours(lists.indices, lists.values, farthest)
+
+
+def find_neighbours_by_camera(
+    distances: Distances,
+    widths: tuple[int, int],
+    cameras: Tensor,
+    across: Tensor | None = None,
+    tile_rows: int = TILE_ROWS,
+    progress: bool = False,
+) -> tuple[Neighbours, Neighbours]:
+    """Find the nearest rows of a row's own camera, itself among them, and those of all others.
+
+    Args:
+        distances: Among M rows.
+        widths: Neighbours in each of the two lists.
+        cameras: ``(M,)`` int64.
+        across: As in ``find_neighbours``, and so on.
+        tile_rows: Rows of a tile.
+        progress: Show a progress bar.
+
+    Returns:
+        The two lists; where a list is longer than there are rows, it ends in infinite distances.
+    """
+    lists = [_Lists(distances, min(width, distances.num_rows)) for width in widths]
+    farthest = _scan(distances, lists, cameras, across, tile_rows, progress)
+    own, others = (Neighbours(each.indices, each.values, farthest) for each in lists)
+    return own, others
+
+
+def _scan(
+    distances: Distances,
+    lists: list[_Lists],
+    cameras: Tensor | None,
+    across: Tensor | None,
+    tile_rows: int,
+    progress: bool,
+) -> Tensor:
+    """Fill the lists, and return the greatest distance of each row."""
     split, total = distances.num_queries, distances.num_rows
-    lists: _Lists | None = None
+    farthest = torch.zeros_like(lists[0].values[:, 0])
     with tqdm(total=total, unit="row", desc="neighbours", disable=not progress) as bar:
         for rows, columns in _tiles(split, total, tile_rows):
             tile = distances.tile(rows, columns)
-            if lists is None:
-                lists = _Lists(tile, total, min(width, total))
             if across is not None and rows.start < split <= columns.start:
                 across[rows, columns.start - split : columns.stop - split] = tile
+            tiles = [tile]
+            if cameras is not None:
+                same = cameras[rows, None] == cameras[columns]
+                tiles = [tile.masked_fill(~same, torch.inf), tile.masked_fill(same, torch.inf)]
             # Rows come in ascending order on both sides, so what is in a list already is lower.
-            lists.add(rows, columns.start, tile)
+            farthest[rows] = torch.maximum(farthest[rows], tile.amax(1))
+            for each, part in zip(lists, tiles, strict=True):
+                each.add(rows, columns.start, part)
             if columns.start > rows.start:
-                lists.add(columns, rows.start, tile.T)
+                farthest[columns] = torch.maximum(farthest[columns], tile.amax(0))
+                for each, part in zip(lists, tiles, strict=True):
+                    each.add(columns, rows.start, part.T)
             if columns.stop == total:
                 bar.update(rows.stop - rows.start)
-    assert lists is not None
-    lists.farthest[lists.farthest == 0] = 1
-    return Neighbours(lists.indices, lists.values, lists.farthest)
+    farthest[farthest == 0] = 1
+    return farthest
 
 
 def smallest(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -180,7 +236,7 @@ def smallest(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
         return torch.sort(values, dim=1, stable=True)
     # One more than needed shows where the choice among equal entries was left to chance.
     some, places = values.topk(width + 1, dim=1, largest=False)
-    tied = some[:, -1] == some[:, -2]
+    tied = (some[:, -1] == some[:, -2]) & some[:, -1].isfinite()
     places, order = places[:, :-1].sort(dim=1)
     some, order = some[:, :-1].gather(1, order).sort(dim=1, stable=True)
     places = places.gather(1, order)
@@ -193,14 +249,12 @@ def smallest(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
 class _Lists:
     """The nearest rows met so far."""
 
-    def __init__(self, like: Tensor, total: int, width: int) -> None:
-        self.values = like.new_full((total, width), torch.inf)
-        self.indices = torch.zeros((total, width), dtype=torch.int64, device=like.device)
-        self.farthest = like.new_zeros(total)
+    def __init__(self, distances: Distances, width: int) -> None:
+        self.values = distances.new_full((distances.num_rows, width), torch.inf)
+        self.indices = torch.zeros_like(self.values, dtype=torch.int64)
 
     def add(self, rows: slice, first: int, tile: Tensor) -> None:
         """Take in distances ``(B, C)`` to the columns from ``first`` on."""
-        self.farthest[rows] = torch.maximum(self.farthest[rows], tile.amax(1))
         width = self.values.shape[1]
         values, places = smallest(tile.contiguous(), width)
         values = torch.cat([self.values[rows], values[:, :width]], dim=1)
@@ -225,3 +279,48 @@ def _tiles(split: int, total: int, height: int) -> Iterator[tuple[slice, slice]]
 def _cut(first: int, last: int, size: int) -> Iterator[slice]:
     for start in range(first, last, size):
         yield slice(start, min(start + size, last))
+
+
+def _check_matrices(queries: Tensor, across: Tensor, gallery: Tensor) -> None:
+    shapes = [tuple(each.shape) for each in (queries, across, gallery)]
+    if across.ndim != 2 or 0 in across.shape:
+        raise ValueError(
+            "distance_qg must be (Q, G) with at least one query and one gallery row, "
+            f"got shape {shapes[1]}"
+        )
+    for name, matrix, size in (
+        ("distance_qq", queries, shapes[1][0]),
+        ("distance_qg", across, None),
+        ("distance_gg", gallery, shapes[1][1]),
+    ):
+        if size is not None and matrix.shape != (size, size):
+            raise ValueError(
+                f"{name} must be ({size}, {size}) to fit distance_qg of shape {shapes[1]}, "
+                f"got shape {tuple(matrix.shape)}"
+            )
+        if not matrix.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {matrix.dtype}")
+        if matrix.dtype != across.dtype:
+            raise TypeError(
+                f"{name} must have the type of distance_qg, got {matrix.dtype} and {across.dtype}"
+            )
+        low, high = matrix.detach().aminmax()  # NaN wins both
+        if not (low >= 0 and high.isfinite()):
+            wrong = low if not low >= 0 else high
+            raise ValueError(f"{name} must be finite and not negative, got {wrong.item()}")
+        if size is not None:
+            _check_symmetric(name, matrix.detach(), float(high))
+
+
+def _check_symmetric(name: str, matrix: Tensor, high: float) -> None:
+    tolerance = high * 100 * torch.finfo(matrix.dtype).eps
+    for rows in _cut(0, len(matrix), TILE_ROWS):
+        for columns in _cut(rows.start, len(matrix), TILE_ROWS):
+            apart = (matrix[rows, columns] - matrix[columns, rows].T).abs()
+            if apart.max() > tolerance:
+                i, j = (apart > tolerance).nonzero()[0].tolist()
+                i, j = i + rows.start, j + columns.start
+                raise ValueError(
+                    f"{name} must be symmetric, got {matrix[i, j].item()} in row {i}, column {j} "
+                    f"and {matrix[j, i].item()} in row {j}, column {i}"
+                )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,37 @@ def encode(distances: Distances, neighbours: Neighbours, k1: int, k2: int) -> Sp
     weights = _stack(parts)
     if k2 == 1:
         return weights
-    return _averaged(weights, neighbours.indices[:, :k2])
+    nearest = neighbours.indices[:, :k2]
+    return _averaged(weights, nearest, torch.ones_like(nearest, dtype=torch.bool))
+
+
+def encode_by_camera(
+    own: Neighbours, others: Neighbours, k1: tuple[int, int], k2: tuple[int, int]
+) -> SparseRows:
+    """Return for every row the weights of its neighbours in both lists (Chen et al., 2024, sec. 3).
+
+    Args:
+        own: Of every row, the nearest of its camera, at least ``max(k1 + 1, k2)`` of them.
+        others: Likewise, of all other cameras.
+        k1: Neighbours in each list; both are one wider.
+        k2: Rows averaged of each list.
+
+    Returns:
+        ``(M, M)`` weights; each row adds up to one, or has no entry.
+    """
+    num_rows = len(own.indices)
+    lists = list(zip((own, others), k1, k2, strict=True))
+    keys, lengths = [], []
+    for each, width, _ in lists:
+        near, length = each.indices[:, : width + 1], each.distances[:, : width + 1]
+        mutual, _ = _mutual(near, length.isfinite())
+        rows, place = mutual.nonzero(as_tuple=True)
+        keys.append(rows * num_rows + near[rows, place])
+        lengths.append(length[rows, place] / each.farthest[rows])
+    weights = _normalised(torch.cat(keys), torch.cat(lengths), num_rows, num_rows)
+    nearest = torch.cat([each.indices[:, :width] for each, _, width in lists], dim=1)
+    present = torch.cat([each.distances[:, :width] for each, _, width in lists], dim=1).isfinite()
+    return _averaged(weights, nearest, present)
 
 
 class InvertedLists:
@@ -51,23 +83,25 @@ class InvertedLists:
 
     def jaccard(self, queries: slice) -> Tensor:
         """Return the Jaccard distance ``(B, G)`` of some queries to the gallery, from 0 to 1."""
-        starts, columns, values = self._weights
-        first, last = int(starts[queries.start]), int(starts[queries.stop])
-        rows = torch.arange(queries.stop - queries.start, device=columns.device)
-        rows = rows.repeat_interleave(
-            starts[queries.start + 1 : queries.stop + 1] - starts[queries]
-        )
-        shared = values.new_zeros((queries.stop - queries.start) * self._num_gallery)
-        columns, values = columns[first:last], values[first:last]
-        lengths = self._lists.starts[columns + 1] - self._lists.starts[columns]
-        for part in _parts(lengths):
-            owner, place = spread(self._lists.starts, columns[part])
-            smaller = torch.minimum(values[part][owner], self._lists.values[place])
-            key = rows[part][owner] * self._num_gallery + self._lists.columns[place]
-            shared.index_add_(0, key, smaller)
+        shared = self.shared(queries, torch.minimum)
         # Both vectors add up to one, so the greater of each pair add up to two less what is shared.
-        shared = shared.view(-1, self._num_gallery)
         return 1 - shared / (2 - shared)
+
+    def shared(self, queries: slice, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return ``(B, G)`` sums over what a query and a gallery row both have, of each pair."""
+        height = queries.stop - queries.start
+        starts = self._weights.starts[queries.start : queries.stop + 1]
+        rows = torch.repeat_interleave(starts[1:] - starts[:-1])
+        columns = self._weights.columns[int(starts[0]) : int(starts[-1])]
+        values = self._weights.values[int(starts[0]) : int(starts[-1])]
+        total = values.new_zeros(height * self._num_gallery)
+        for part in _parts(self._lists.starts[columns + 1] - self._lists.starts[columns]):
+            owner, place = spread(self._lists.starts, columns[part])
+            pair = combine(values[part][owner], self._lists.values[place])
+            total.index_add_(
+                0, rows[part][owner] * self._num_gallery + self._lists.columns[place], pair
+            )
+        return total.view(height, self._num_gallery)
 
 
 class _Sets:
@@ -86,12 +120,15 @@ class _Sets:
         return _contains(self.keys, keys)
 
 
-def _mutual(near: Tensor) -> tuple[Tensor, Tensor]:
+def _mutual(near: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Tell which neighbours have the row among theirs, ``(M, k)``, with the keys of these."""
     num_rows = len(near)
     rows = torch.arange(num_rows, device=near.device)[:, None]
     keys = rows * num_rows + near
-    mutual = _contains(keys.sort(dim=1)[0].view(-1), near * num_rows + rows)
+    if present is None:
+        mutual = _contains(keys.sort(dim=1)[0].view(-1), near * num_rows + rows)
+    else:
+        mutual = _contains(keys[present].sort()[0], near * num_rows + rows) & present
     return mutual, keys[mutual].sort()[0]
 
 
@@ -120,23 +157,30 @@ def _weights(distances: Distances, neighbours: Neighbours, sets: _Sets, block: s
         [neighbours.distances[rows, place], distances.of_pairs(new_rows, new_members)]
     )
     rows, keys = torch.cat([rows, new_rows]), torch.cat([rows * num_rows + members, keys])
-    weight = (-length / neighbours.farthest[rows]).exp_()
-    height = len(mutual)
-    total = weight.new_zeros(height).index_add_(0, rows - block.start, weight)
-    weight /= total[rows - block.start]
-    return rows_from_keys(keys - block.start * num_rows, weight, height, num_rows)
+    length /= neighbours.farthest[rows]
+    return _normalised(keys - block.start * num_rows, length, len(mutual), num_rows)
 
 
-def _averaged(weights: SparseRows, nearest: Tensor) -> SparseRows:
-    """Return for every row the mean of its nearest rows' vectors."""
-    num_rows, width = nearest.shape
-    lengths = weights.starts[1:] - weights.starts[:-1]
+def _normalised(keys: Tensor, lengths: Tensor, height: int, num_rows: int) -> SparseRows:
+    """Return weights ``exp(-length)`` that add up to one in each row."""
+    weight = (-lengths).exp_()
+    rows = keys // num_rows
+    weight /= weight.new_zeros(height).index_add_(0, rows, weight)[rows]
+    return rows_from_keys(keys, weight, height, num_rows)
+
+
+def _averaged(weights: SparseRows, nearest: Tensor, present: Tensor) -> SparseRows:
+    """Return for every row the mean of the vectors of its nearest rows that are present."""
+    num_rows = len(nearest)
+    lengths = (weights.starts[1:] - weights.starts[:-1])[nearest] * present
     parts = []
-    for part in _parts(lengths[nearest].sum(1)):
-        owner, place = spread(weights.starts, nearest[part].reshape(-1))
-        height = part.stop - part.start
-        keys = owner.div_(width, rounding_mode="floor").mul_(num_rows).add_(weights.columns[place])
-        parts.append(rows_from_keys(keys, weights.values[place] / width, height, num_rows))
+    for part in _parts(lengths.sum(1)):
+        rows, place = present[part].nonzero(as_tuple=True)
+        owner, entry = spread(weights.starts, nearest[part][rows, place])
+        rows = rows[owner]
+        values = weights.values[entry] / present[part].sum(1)[rows]
+        keys = rows.mul_(num_rows).add_(weights.columns[entry])
+        parts.append(rows_from_keys(keys, values, part.stop - part.start, num_rows))
     return _stack(parts)
 
 

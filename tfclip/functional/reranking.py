@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -11,9 +12,12 @@ from tfclip.functional.neighbours import (
     TILE_ROWS,
     Distances,
     FeatureDistances,
+    MatrixDistances,
     find_neighbours,
+    smallest,
 )
 from tfclip.functional.reciprocal import InvertedLists, encode
+from tfclip.functional.sparse import SparseRows
 
 _BLOCK_ENTRIES = 2**22  # distances of one block of queries: 16 MiB in float32
 
@@ -74,24 +78,207 @@ def k_reciprocal_rerank(
         ValueError: Embeddings of two widths, empty or not finite, or an argument out of range.
 
     Example:
+        >>> import torch
         >>> queries, gallery = torch.tensor([[0.0]]), torch.tensor([[1.0], [-1.5], [9.0]])
         >>> k_reciprocal_rerank(queries, gallery, k1=1, k2=1)
         tensor([[0.0134, 0.7083, 1.0000]])
     """
-    _check_parameters(k1, k2, lambda_value, tile_rows)
+    check_parameters(lambda_value, k1=k1, k2=k2, tile_rows=tile_rows)
     distances = FeatureDistances(queries, gallery)
     return _rerank(distances, k1, k2, lambda_value, tile_rows, progress)
+
+
+def k_reciprocal_rerank_from_distance(
+    distance_qq: Tensor,
+    distance_qg: Tensor,
+    distance_gg: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    tile_rows: int = TILE_ROWS,
+    progress: bool = False,
+) -> Tensor:
+    """Re-rank by distances that are there already; see ``k_reciprocal_rerank``.
+
+    It equals that function where the distances are squared Euclidean ones. Of one matrix among
+    queries and gallery, give ``d[:Q, :Q]``, ``d[:Q, Q:]`` and ``d[Q:, Q:]``: they are not copied.
+
+    Args:
+        distance_qq: Among the queries, ``(Q, Q)``, finite, not negative, symmetric.
+        distance_qg: From queries to gallery, ``(Q, G)``.
+        distance_gg: Among the gallery, ``(G, G)``, as among the queries.
+        k1: As in ``k_reciprocal_rerank``, and so on.
+        k2: Rows of which weights are averaged.
+        lambda_value: Share of the plain distance, from 0 to 1.
+        tile_rows: Rows looked at together.
+        progress: Show a progress bar.
+
+    Returns:
+        Distances, ``(Q, G)``, from 0 to 1, without gradient; smaller is nearer.
+
+    Raises:
+        TypeError: Distances that are not floating point or of two types, or ``k1`` or ``k2`` is
+            not an integer.
+        ValueError: Shapes that do not fit, a distance that is not finite or negative, a matrix
+            that is not symmetric, or an argument out of range.
+
+    Example:
+        >>> import torch
+        >>> points = torch.tensor([[0.0], [1.0], [-1.5], [9.0]])
+        >>> d = (points - points.T).square()
+        >>> k_reciprocal_rerank_from_distance(d[:1, :1], d[:1, 1:], d[1:, 1:], k1=1, k2=1)
+        tensor([[0.0134, 0.7083, 1.0000]])
+    """
+    check_parameters(lambda_value, k1=k1, k2=k2, tile_rows=tile_rows)
+    distances = MatrixDistances(distance_qq, distance_qg, distance_gg)
+    return _rerank(distances, k1, k2, lambda_value, tile_rows, progress)
+
+
+def k_reciprocal_rerank_blocks(
+    queries: Tensor,
+    gallery: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    block_queries: int | None = None,
+    tile_rows: int = TILE_ROWS,
+    progress: bool = False,
+) -> Iterator[Tensor]:
+    """Yield the rows of ``k_reciprocal_rerank`` a few queries at a time, never the whole matrix.
+
+    The neighbours are found before the first block comes; then each block takes the product of its
+    queries with the gallery once more.
+
+    Args:
+        queries: As in ``k_reciprocal_rerank``, and so on.
+        gallery: Embeddings, ``(G, F)``.
+        k1: Neighbours of a row, beside itself.
+        k2: Rows of which weights are averaged.
+        lambda_value: Share of the plain distance, from 0 to 1.
+        block_queries: Queries of a block; by default as many as give 4 million distances.
+        tile_rows: Rows of which distances are held at once.
+        progress: Show a progress bar.
+
+    Yields:
+        Distances, ``(B, G)``, of the next queries.
+
+    Raises:
+        TypeError: As ``k_reciprocal_rerank``.
+        ValueError: As ``k_reciprocal_rerank``, or ``block_queries`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> queries, gallery = torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [-1.5], [8.0]])
+        >>> blocks = k_reciprocal_rerank_blocks(queries, gallery, block_queries=1)
+        >>> [block.argmin().item() for block in blocks]
+        [0, 2]
+    """
+    check_parameters(lambda_value, k1=k1, k2=k2, tile_rows=tile_rows)
+    if block_queries is not None:
+        check_parameters(lambda_value, block_queries=block_queries)
+    distances = FeatureDistances(queries, gallery)
+    num_queries, num_rows = distances.num_queries, distances.num_rows
+
+    def blocks() -> Iterator[Tensor]:
+        neighbours = find_neighbours(distances, max(k1 + 1, k2), None, tile_rows, progress)
+        lists = InvertedLists(encode(distances, neighbours, k1, k2), num_queries)
+        for block in _blocks(distances, progress, block_queries):
+            plain = distances.tile(block, slice(num_queries, num_rows)).clone()
+            _mix(plain, neighbours.farthest[block], lists.jaccard(block), lambda_value)
+            yield plain
+
+    return blocks()
+
+
+def k_reciprocal_rerank_topk(
+    queries: Tensor,
+    gallery: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    top: int,
+    tile_rows: int = TILE_ROWS,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return only the nearest gallery rows of each query; see ``k_reciprocal_rerank``.
+
+    Args:
+        queries: As in ``k_reciprocal_rerank``, and so on.
+        gallery: Embeddings, ``(G, F)``.
+        k1: Neighbours of a row, beside itself.
+        k2: Rows of which weights are averaged.
+        lambda_value: Share of the plain distance, from 0 to 1.
+        top: Gallery rows returned for each query; all where there are fewer.
+        tile_rows: Rows of which distances are held at once.
+        progress: Show a progress bar.
+
+    Returns:
+        Their distances, ``(Q, top)``, ascending, and their places in the gallery, ``(Q, top)``
+        int64; of equal distances the lower row comes first.
+
+    Raises:
+        TypeError: As ``k_reciprocal_rerank``.
+        ValueError: As ``k_reciprocal_rerank``, or ``top`` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> queries, gallery = torch.tensor([[0.0]]), torch.tensor([[9.0], [-1.5], [1.0]])
+        >>> k_reciprocal_rerank_topk(queries, gallery, k1=1, k2=1, top=2)[1]
+        tensor([[2, 1]])
+    """
+    check_parameters(lambda_value, top=top)
+    parts = [
+        [each[:, :top] for each in smallest(block, top)]
+        for block in k_reciprocal_rerank_blocks(
+            queries, gallery, k1, k2, lambda_value, tile_rows=tile_rows, progress=progress
+        )
+    ]
+    distances, places = (torch.cat(each) for each in zip(*parts, strict=True))
+    return distances, places
+
+
+def check_parameters(lambda_value: float, **counts: int) -> None:
+    """Say what is wrong with the parameters of a re-ranking.
+
+    Raises:
+        TypeError: A count is not an integer.
+        ValueError: A count is less than 1, or ``lambda_value`` is not from 0 to 1.
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= lambda_value <= 1:
+        raise ValueError(f"lambda_value must be from 0 to 1, got {lambda_value}")
+
+
+def finish(
+    distances: Distances,
+    result: Tensor,
+    farthest: Tensor,
+    weights: SparseRows,
+    lambda_value: float,
+    progress: bool,
+) -> Tensor:
+    """Turn distances ``(Q, G)`` into their mix with the Jaccard distance, in place."""
+    lists = InvertedLists(weights, distances.num_queries)
+    for block in _blocks(distances, progress):
+        _mix(result[block], farthest[block], lists.jaccard(block), lambda_value)
+    return result
 
 
 def _rerank(
     distances: Distances, k1: int, k2: int, lambda_value: float, tile_rows: int, progress: bool
 ) -> Tensor:
-    result = distances.empty_across()
+    num_queries = distances.num_queries
+    result = distances.new_full((num_queries, distances.num_rows - num_queries), 0)
     neighbours = find_neighbours(distances, max(k1 + 1, k2), result, tile_rows, progress)
-    lists = InvertedLists(encode(distances, neighbours, k1, k2), distances.num_queries)
-    for block in _blocks(distances, progress):
-        _mix(result[block], neighbours.farthest[block], lists.jaccard(block), lambda_value)
-    return result
+    weights = encode(distances, neighbours, k1, k2)
+    return finish(distances, result, neighbours.farthest, weights, lambda_value, progress)
 
 
 def _mix(plain: Tensor, farthest: Tensor, jaccard: Tensor, lambda_value: float) -> None:
@@ -100,21 +287,13 @@ def _mix(plain: Tensor, farthest: Tensor, jaccard: Tensor, lambda_value: float) 
     plain.add_(jaccard, alpha=1 - lambda_value)
 
 
-def _blocks(distances: Distances, progress: bool) -> Iterator[slice]:
+def _blocks(
+    distances: Distances, progress: bool, block_queries: int | None = None
+) -> Iterator[slice]:
     num_queries = distances.num_queries
-    size = max(1, _BLOCK_ENTRIES // (distances.num_rows - num_queries))
+    size = block_queries or max(1, _BLOCK_ENTRIES // (distances.num_rows - num_queries))
     with tqdm(total=num_queries, unit="query", desc="re-ranking", disable=not progress) as bar:
         for first in range(0, num_queries, size):
             block = slice(first, min(first + size, num_queries))
             yield block
             bar.update(block.stop - block.start)
-
-
-def _check_parameters(k1: int, k2: int, lambda_value: float, tile_rows: int) -> None:
-    for name, value in (("k1", k1), ("k2", k2), ("tile_rows", tile_rows)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 <= lambda_value <= 1:
-        raise ValueError(f"lambda_value must be from 0 to 1, got {lambda_value}")
