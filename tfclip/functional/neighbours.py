@@ -14,6 +14,7 @@ from tfclip.functional.distance import DistanceStrips
 TILE_ROWS = 1024
 """Rows of a tile by default: enough for a matrix product at full speed."""
 _COLUMNS_PER_ROW = 4  # a tile is wider than high; 16 MiB in float32
+_FEW_LISTS = 2  # lengths of a list: merging no more than this is faster than selecting again
 _PAIR_ENTRIES = 2**19  # numbers gathered at once for distances of single pairs: stays in the cache
 
 
@@ -254,14 +255,53 @@ class _Lists:
         self.indices = torch.zeros_like(self.values, dtype=torch.int64)
 
     def add(self, rows: slice, first: int, tile: Tensor) -> None:
-        """Take in distances ``(B, C)`` to the columns from ``first`` on."""
+        """Take in distances ``(B, C)`` to the columns from ``first`` on, lower ones first."""
+        width, last = self.values.shape[1], self.values[rows, -1:]
+        if last.isfinite().all():
+            places = _places(tile < last)  # after the first tiles, hardly any
+            counts = places[0].bincount(minlength=len(tile))
+            if int(counts.max()) <= _FEW_LISTS * width:
+                self._merge_few(rows.start, first, tile, places, counts)
+                return
+        values, columns = smallest(tile.contiguous(), width)
+        all_rows = torch.arange(rows.start, rows.stop, device=tile.device)
+        self._merge(all_rows, values[:, :width], columns[:, :width] + first)
+
+    def _merge_few(
+        self,
+        first_row: int,
+        first: int,
+        tile: Tensor,
+        places: tuple[Tensor, Tensor],
+        counts: Tensor,
+    ) -> None:
+        """Merge the entries at ``places``, so many of each row."""
+        rows, columns = places
+        slot = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        values = tile.new_full((len(tile), int(counts.max())), torch.inf)
+        indices = torch.zeros_like(values, dtype=torch.int64)
+        values[rows, slot], indices[rows, slot] = tile[rows, columns], columns + first
+        touched = counts.nonzero()[:, 0]
+        self._merge(touched + first_row, values[touched], indices[touched])
+
+    def _merge(self, rows: Tensor, values: Tensor, indices: Tensor) -> None:
         width = self.values.shape[1]
-        values, places = smallest(tile.contiguous(), width)
-        values = torch.cat([self.values[rows], values[:, :width]], dim=1)
-        indices = torch.cat([self.indices[rows], places[:, :width] + first], dim=1)
+        values = torch.cat([self.values[rows], values], dim=1)
+        indices = torch.cat([self.indices[rows], indices], dim=1)
         values, order = values.sort(dim=1, stable=True)
         self.values[rows] = values[:, :width]
         self.indices[rows] = indices.gather(1, order[:, :width])
+
+
+def _places(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of what is true, row by row and from the left on."""
+    if chosen.is_contiguous():
+        rows, columns = chosen.nonzero(as_tuple=True)
+        return rows, columns
+    # Of a transposed tile: to read across the rows of memory would take ten times as long.
+    columns, rows = chosen.T.nonzero(as_tuple=True)
+    rows, order = rows.sort(stable=True)
+    return rows, columns[order]
 
 
 def _tiles(split: int, total: int, height: int) -> Iterator[tuple[slice, slice]]:
