@@ -190,6 +190,24 @@ def matrix_sizes(distance: Tensor) -> tuple[tuple[int, str], tuple[int, str]]:
     return (distance.shape[0], "rows of distance"), (distance.shape[1], "columns of distance")
 
 
+def number_labels(
+    queries: tuple[str, Labels, int, str], gallery: tuple[str, Labels, int, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give equal labels of both equal numbers.
+
+    Args:
+        queries: The argument's name, the labels, how many they must be, and what they label.
+        gallery: Likewise.
+
+    Returns:
+        The numbers of both, int64.
+
+    Raises:
+        ValueError: Lengths that do not fit, or an unknown label.
+    """
+    return _number(_as_list(*queries), _as_list(*gallery))
+
+
 def _as_list(name: str, labels: Any, length: int, axis: str) -> list[Any]:
     values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if not isinstance(values, list) or len(values) != length:

@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from tfclip.functional.neighbours import Distances, Neighbours
-from tfclip.functional.sparse import SparseRows, rows_from_keys, spread, transposed
-
-_ENTRIES = 2**20  # entries handled together: bounds the memory, whatever the neighbourhoods
+from tfclip.functional.sparse import (
+    ENTRIES,
+    SparseRows,
+    parts,
+    rows_from_keys,
+    spread,
+    stack,
+    transposed,
+    weighted_sums,
+)
 
 
 def encode(distances: Distances, neighbours: Neighbours, k1: int, k2: int) -> SparseRows:
@@ -26,16 +33,18 @@ def encode(distances: Distances, neighbours: Neighbours, k1: int, k2: int) -> Sp
         ``(M, M)`` weights; each row adds up to one, or has no entry.
     """
     sets = _Sets(neighbours.indices, k1)
-    size = max(1, _ENTRIES // (k1 + 1) ** 2)
-    parts = [
+    size = max(1, ENTRIES // (k1 + 1) ** 2)
+    blocks = [
         _weights(distances, neighbours, sets, slice(first, first + size))
         for first in range(0, distances.num_rows, size)
     ]
-    weights = _stack(parts)
+    weights = stack(blocks)
     if k2 == 1:
         return weights
     nearest = neighbours.indices[:, :k2]
-    return _averaged(weights, nearest, torch.ones_like(nearest, dtype=torch.bool))
+    return weighted_sums(
+        weights, nearest, weights.values.new_ones(nearest.shape) / nearest.shape[1]
+    )
 
 
 def encode_by_camera(
@@ -64,7 +73,9 @@ def encode_by_camera(
     weights = _normalised(torch.cat(keys), torch.cat(lengths), num_rows, num_rows)
     nearest = torch.cat([each.indices[:, :width] for each, _, width in lists], dim=1)
     present = torch.cat([each.distances[:, :width] for each, _, width in lists], dim=1).isfinite()
-    return _averaged(weights, nearest, present)
+    return weighted_sums(
+        weights, nearest, present / present.sum(1, keepdim=True).to(lengths[0].dtype)
+    )
 
 
 class InvertedLists:
@@ -95,7 +106,7 @@ class InvertedLists:
         columns = self._weights.columns[int(starts[0]) : int(starts[-1])]
         values = self._weights.values[int(starts[0]) : int(starts[-1])]
         total = values.new_zeros(height * self._num_gallery)
-        for part in _parts(self._lists.starts[columns + 1] - self._lists.starts[columns]):
+        for part in parts(self._lists.starts[columns + 1] - self._lists.starts[columns]):
             owner, place = spread(self._lists.starts, columns[part])
             pair = combine(values[part][owner], self._lists.values[place])
             total.index_add_(
@@ -161,49 +172,14 @@ def _weights(distances: Distances, neighbours: Neighbours, sets: _Sets, block: s
     return _normalised(keys - block.start * num_rows, length, len(mutual), num_rows)
 
 
+def _shares(present: Tensor, like: Tensor) -> Tensor:
+    """Return for each neighbour that is present its part in a mean over them."""
+    return present.to(like.dtype) / present.sum(1, keepdim=True)
+
+
 def _normalised(keys: Tensor, lengths: Tensor, height: int, num_rows: int) -> SparseRows:
     """Return weights ``exp(-length)`` that add up to one in each row."""
     weight = (-lengths).exp_()
     rows = keys // num_rows
     weight /= weight.new_zeros(height).index_add_(0, rows, weight)[rows]
     return rows_from_keys(keys, weight, height, num_rows)
-
-
-def _averaged(weights: SparseRows, nearest: Tensor, present: Tensor) -> SparseRows:
-    """Return for every row the mean of the vectors of its nearest rows that are present."""
-    num_rows = len(nearest)
-    lengths = (weights.starts[1:] - weights.starts[:-1])[nearest] * present
-    parts = []
-    for part in _parts(lengths.sum(1)):
-        rows, place = present[part].nonzero(as_tuple=True)
-        owner, entry = spread(weights.starts, nearest[part][rows, place])
-        rows = rows[owner]
-        values = weights.values[entry] / present[part].sum(1)[rows]
-        keys = rows.mul_(num_rows).add_(weights.columns[entry])
-        parts.append(rows_from_keys(keys, values, part.stop - part.start, num_rows))
-    return _stack(parts)
-
-
-def _parts(lengths: Tensor) -> list[slice]:
-    """Cut a list into parts of about as many entries, at least one element each."""
-    ends = lengths.cumsum(0)
-    parts, first, done = [], 0, 0
-    while first < len(lengths):
-        last = int(torch.searchsorted(ends, done + _ENTRIES, right=True))
-        last = max(last, first + 1)
-        parts.append(slice(first, last))
-        first, done = last, int(ends[last - 1])
-    return parts
-
-
-def _stack(parts: list[SparseRows]) -> SparseRows:
-    """Return matrices under one another."""
-    starts, ahead = [parts[0].starts[:1]], 0
-    for part in parts:
-        starts.append(part.starts[1:] + ahead)
-        ahead += len(part.columns)
-    return SparseRows(
-        torch.cat(starts),
-        torch.cat([part.columns for part in parts]),
-        torch.cat([part.values for part in parts]),
-    )

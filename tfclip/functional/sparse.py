@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ENTRIES = 2**20
+"""Entries handled together: bounds the memory, however many there are."""
+
 
 class SparseRows(NamedTuple):
     """Rows of entries, in the compressed form that is usual (CSR)."""
@@ -70,4 +73,52 @@ def transposed(matrix: SparseRows, first: int, num_columns: int) -> SparseRows:
         torch.searchsorted(columns, bounds),
         torch.repeat_interleave(lengths)[order],
         matrix.values[start:][order],
+    )
+
+
+def weighted_sums(matrix: SparseRows, nearest: Tensor, factors: Tensor) -> SparseRows:
+    """Return for every row the sum of the rows near it, each times its factor.
+
+    Args:
+        matrix: ``(M, M)``.
+        nearest: ``(M, k)`` rows.
+        factors: ``(M, k)``; what has factor zero adds no entries.
+
+    Returns:
+        ``(M, M)``.
+    """
+    num_rows = len(nearest)
+    lengths = (matrix.starts[1:] - matrix.starts[:-1])[nearest] * (factors != 0)
+    sums = []
+    for part in parts(lengths.sum(1)):
+        rows, place = factors[part].nonzero(as_tuple=True)
+        owner, entry = spread(matrix.starts, nearest[part][rows, place])
+        values = matrix.values[entry] * factors[part][rows, place][owner]
+        keys = rows[owner].mul_(num_rows).add_(matrix.columns[entry])
+        sums.append(rows_from_keys(keys, values, part.stop - part.start, num_rows))
+    return stack(sums)
+
+
+def parts(lengths: Tensor) -> list[slice]:
+    """Cut a list into parts of ``ENTRIES`` entries or fewer, but of one element at least."""
+    ends = lengths.cumsum(0)
+    cuts, first, done = [], 0, 0
+    while first < len(lengths):
+        last = int(torch.searchsorted(ends, done + ENTRIES, right=True))
+        last = max(last, first + 1)
+        cuts.append(slice(first, last))
+        first, done = last, int(ends[last - 1])
+    return cuts
+
+
+def stack(matrices: list[SparseRows]) -> SparseRows:
+    """Return matrices under one another."""
+    starts, ahead = [matrices[0].starts[:1]], 0
+    for matrix in matrices:
+        starts.append(matrix.starts[1:] + ahead)
+        ahead += len(matrix.columns)
+    return SparseRows(
+        torch.cat(starts),
+        torch.cat([matrix.columns for matrix in matrices]),
+        torch.cat([matrix.values for matrix in matrices]),
     )
