@@ -87,8 +87,8 @@ def neighbour_average(
     its authors' code: all rows, queries and gallery, look for neighbours among each other; to a
     row's unit vector those of its ``k1`` nearest others are added that have it among their own
     ``k2`` nearest others. Use it where vectors are noisy (few frames each) and a person has a few
-    rows. Where a vector and its neighbours cancel, it is at distance 1. It is transductive, as ``k_reciprocal_rerank`` is,
-    and equal distances are ranked as there.
+    rows. Where a vector and its neighbours cancel, it is at distance 1. It is transductive, as
+    ``k_reciprocal_rerank`` is, and equal distances are ranked as there.
 
     Args:
         queries: Embeddings of any length, ``(Q, F)``, floating point, finite.

@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from tfclip.functional.expansion import unit_rows
 from tfclip.functional.neighbours import TILE_ROWS, FeatureDistances, find_neighbours
-from tfclip.functional.reciprocal import InvertedLists
 from tfclip.functional.reranking import check_parameters
 from tfclip.functional.sparse import SparseRows, rows_from_keys, weighted_sums
 
@@ -74,14 +73,31 @@ def gnn_rerank(
         for _ in range(_LAYERS):
             both = _with_transposed(graph)
             graph = _unit(weighted_sums(both, neighbours.indices[:, :k2], factors))
-    lists = InvertedLists(_unit(graph), len(queries))
-    size = max(1, _BLOCK_ENTRIES // len(gallery))
-    result = distances.new_full((len(queries), len(gallery)), 0)
-    with tqdm(total=len(queries), unit="query", disable=not progress) as bar:
-        for first in range(0, len(queries), size):
-            block = slice(first, min(first + size, len(queries)))
-            result[block] = (1 - lists.shared(block, torch.mul)).clamp_(0, 1)
-            bar.update(block.stop - block.start)
+    return _cosine_distance(_unit(graph), len(queries), progress)
+
+
+def _cosine_distance(graph: SparseRows, num_queries: int, progress: bool) -> Tensor:
+    """Return the distance ``(Q, G)`` between rows of length one."""
+    num_rows = len(graph.starts) - 1
+    ahead, rows = int(graph.starts[num_queries]), _row_numbers(graph)
+    gallery = torch.sparse_coo_tensor(
+        torch.stack([rows[ahead:] - num_queries, graph.columns[ahead:]]),
+        graph.values[ahead:],
+        (num_rows - num_queries, num_rows),
+        is_coalesced=True,
+        check_invariants=True,
+    )
+    result = graph.values.new_empty(num_queries, num_rows - num_queries)
+    size = max(1, _BLOCK_ENTRIES // num_rows)
+    with tqdm(total=num_queries, unit="query", disable=not progress) as bar:
+        for first in range(0, num_queries, size):
+            last = min(first + size, num_queries)
+            entries = slice(int(graph.starts[first]), int(graph.starts[last]))
+            # Vectors this full are faster to multiply than to look up: a block of queries is dense.
+            block = graph.values.new_zeros(num_rows, last - first)
+            block[graph.columns[entries], rows[entries] - first] = graph.values[entries]
+            result[first:last] = torch.sparse.mm(gallery, block).T.neg_().add_(1).clamp_(0, 1)
+            bar.update(last - first)
     return result
 
 
