@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 Metric = Literal["squared_euclidean", "cosine"]
 
-_ROWS_AT_ONCE = 16_384  # embeddings squared at once
+_ROWS_AT_ONCE = 4_096  # embeddings squared at once
 
 
 def squared_euclidean_distance(queries: Tensor, gallery: Tensor) -> Tensor:
