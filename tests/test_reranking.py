@@ -90,7 +90,17 @@ def test_it_equals_the_recorded_algorithm(golden, k1, k2, lambda_value):
     torch.testing.assert_close(single.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_the_reading_below_equals_the_recorded_algorithm_too(golden):
+def test_queries_that_stand_in_the_gallery_too_give_the_recorded_distances(golden):
+    recorded = golden("metrics")
+    rows = torch.nn.functional.normalize(recorded["evaluator.features"], dim=1)
+    expected = recorded["evaluator.norm_rerank_50_15_0.3.distmat_float64"]
+    exact = k_reciprocal_rerank(rows[:12].double(), rows.double(), 50, 15, 0.3)
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-6)  # normalised in float32
+    single = k_reciprocal_rerank(rows[:12], rows, 50, 15, 0.3)
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_reading_above_equals_the_recorded_algorithm_too(golden):
     recorded = golden("rerank")
     features = recorded["query"], recorded["gallery"]
     slow = slow_rerank_of_features(*features, 7, 3, 0.5)

@@ -1,0 +1,47 @@
+"""The benchmark of re-ranking runs, in small; its dense rival is checked against ours."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfclip.functional import k_reciprocal_rerank
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_rerank.py"
+
+
+@pytest.fixture
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_rerank", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_dense_rival_gives_the_same_distances(benchmark):
+    rows, _, _ = benchmark.draw(130, 24, 9.0, 1.0)
+    queries, gallery = rows[:20].double(), rows[20:].double()
+    dense = benchmark.dense_rerank(queries.numpy(), gallery.numpy())
+    assert np.abs(k_reciprocal_rerank(queries, gallery).numpy() - dense).max() < 1e-12
+
+
+@pytest.mark.slow
+def test_the_rivals_are_measured_in_processes_and_growth_is_drawn(
+    benchmark, monkeypatch, capsys, tmp_path
+):
+    pytest.importorskip("matplotlib")
+    small = "--queries", "20", "--width", "8"
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "mars", *small, "--gallery", "200"])
+    benchmark.main()
+    text = capsys.readouterr().out
+    assert text.startswith("20 x 200 x 8")
+    assert "places of whole rankings that hold the same row: 100.000%" in text
+    plot = tmp_path / "growth.png"
+    monkeypatch.setattr(benchmark, "GROWTH", (100,))
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "growth", *small, "--plot", str(plot)])
+    benchmark.main()
+    assert f"drawn in {plot}" in capsys.readouterr().out
+    assert plot.stat().st_size > 1000
