@@ -1,4 +1,4 @@
-"""Pure functions on tensors: distances between embeddings, and what a ranking is worth."""
+"""Pure functions on tensors: distances between embeddings, plain or re-ranked, and their worth."""
 
 from __future__ import annotations
 

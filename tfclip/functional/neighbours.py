@@ -50,19 +50,34 @@ class FeatureDistances:
 
     def __init__(self, queries: Tensor, gallery: Tensor) -> None:
         DistanceStrips(queries, gallery, "squared_euclidean")  # says what is wrong with them
+        halves = [
+            each.detach().float() if each.dtype.itemsize < 4 else each.detach()
+            for each in (queries, gallery)
+        ]
+        self._queries, self._gallery = halves
         self.num_queries = len(queries)
-        rows = torch.cat([queries.detach(), gallery.detach()])
-        self._rows = rows.float() if rows.dtype.itemsize < 4 else rows
-        self.num_rows = len(rows)
-        self._strips = DistanceStrips(self._rows, self._rows, "squared_euclidean")
+        self.num_rows = len(queries) + len(gallery)
+        # Not one matrix of all rows, which would be a copy.
+        self._among_queries = DistanceStrips(self._queries, self._queries, "squared_euclidean")
+        self._across = DistanceStrips(self._queries, self._gallery, "squared_euclidean")
+        self._among_gallery = DistanceStrips(self._gallery, self._gallery, "squared_euclidean")
 
     def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
         """Return a tensor of the type and on the device of the distances."""
-        return self._rows.new_full(size, value)
+        return self._queries.new_full(size, value)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Return ``(B, C)`` distances; that of a row to itself is zero, whatever rounding says."""
-        tile = self._strips.of(rows, columns)
+        split = self.num_queries
+        if columns.start < split:
+            tile = self._among_queries.of(rows, columns)
+        elif rows.start < split:
+            return self._across.of(rows, slice(columns.start - split, columns.stop - split))
+        else:
+            tile = self._among_gallery.of(
+                slice(rows.start - split, rows.stop - split),
+                slice(columns.start - split, columns.stop - split),
+            )
         first = max(rows.start, columns.start)
         last = min(rows.stop, columns.stop)
         if first < last:
@@ -72,12 +87,21 @@ class FeatureDistances:
 
     def of_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return the distance ``(M,)`` of each pair of rows."""
-        size = max(1, _PAIR_ENTRIES // self._rows.shape[1])
+        size = max(1, _PAIR_ENTRIES // self._gallery.shape[1])
         parts = [
-            (self._rows[first] - self._rows[second]).square_().sum(1)
+            (self._gather(first) - self._gather(second)).square_().sum(1)
             for first, second in zip(rows.split(size), columns.split(size), strict=True)
         ]
-        return torch.cat(parts) if parts else self._rows.new_empty(0)
+        return torch.cat(parts) if parts else self._gallery.new_empty(0)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        of_queries = rows < self.num_queries
+        if not of_queries.any():
+            return self._gallery[rows - self.num_queries]
+        gathered = self._gallery.new_empty(len(rows), self._gallery.shape[1])
+        gathered[of_queries] = self._queries[rows[of_queries]]
+        gathered[~of_queries] = self._gallery[rows[~of_queries] - self.num_queries]
+        return gathered
 
 
 class MatrixDistances:

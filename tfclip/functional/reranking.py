@@ -56,8 +56,8 @@ def k_reciprocal_rerank(
     It is transductive: a distance depends on all queries and the whole gallery, so what it scores
     is not comparable with scores without it. Report both.
 
-    Memory beside the embeddings, of which it makes a copy, and the result: one tile of distances,
-    and some numbers for each neighbour of each row.
+    Memory beside the embeddings and the result: three tiles of distances, and some numbers for
+    each neighbour of each row.
 
     Args:
         queries: Embeddings, ``(Q, F)``, floating point, finite. Half precision is computed in
