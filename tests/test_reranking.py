@@ -18,7 +18,7 @@ from tfclip.functional.neighbours import smallest
 SETTINGS = [(20, 6, 0.3), (50, 15, 0.3), (20, 1, 0.3), (7, 3, 0.5)]
 
 
-def slow_rerank(distance, num_queries, k1, k2, lambda_value):
+def slow_rerank(distance, num_queries, k1, k2, lambda_value, half=None):
     """Read the definition literally, on lists of lists of Python numbers."""
     everyone = range(len(distance))
     farthest = [max(distance[j][i] for j in everyone) or 1.0 for i in everyone]
@@ -28,7 +28,8 @@ def slow_rerank(distance, num_queries, k1, k2, lambda_value):
     def mutual(i, k):
         return {j for j in ranking[i][: k + 1] if i in ranking[j][: k + 1]}
 
-    half = k1 // 2 + (1 if k1 % 4 == 3 else 0)  # k1 / 2, halves to the even side
+    if half is None:
+        half = k1 // 2 + (1 if k1 % 4 == 3 else 0)  # k1 / 2, halves to the even side
     weights = []
     for i in everyone:
         start = mutual(i, k1)
@@ -151,6 +152,18 @@ def draw(num_queries, num_gallery, width=16, seed=0):
     rows = persons[who] + 0.7 * torch.randn(len(who), width, generator=random)
     rows = torch.nn.functional.normalize(rows, dim=1)
     return rows[:num_queries], rows[num_queries:]
+
+
+@pytest.mark.parametrize(("k1", "half"), [(5, 2), (7, 4), (9, 4)])
+def test_half_of_k1_is_rounded_to_even(k1, half):
+    queries, gallery = (x.double() for x in draw(10, 60))
+    rows = torch.cat([queries, gallery])
+    distance = (rows[:, None] - rows).square().sum(2).tolist()
+    result = k_reciprocal_rerank(queries, gallery, k1, 1, 0.0)
+    expected = slow_rerank(distance, 10, k1, 1, 0.0, half)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-9)
+    for other in (half - 1, half + 1):  # it shows
+        assert (result - slow_rerank(distance, 10, k1, 1, 0.0, other)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("tile_rows", [1, 7, 64])
