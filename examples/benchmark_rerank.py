@@ -36,7 +36,8 @@ TILE = 1024, 4096
 def draw(num_rows: int, width: int, tracklets: float, noise: float) -> tuple[torch.Tensor, ...]:
     """Draw unit vectors with their persons and cameras, so many for each person on average.
 
-    ``noise`` is the length of what is added to a person's unit vector: half of it is the camera's.
+    ``noise`` is the length of what is added to a person's unit vector; the camera adds a sixth of
+    it, so rows of one camera look somewhat alike.
     """
     random = torch.Generator().manual_seed(0)
     num_persons = max(1, round(num_rows / tracklets))
@@ -44,7 +45,7 @@ def draw(num_rows: int, width: int, tracklets: float, noise: float) -> tuple[tor
     cameras = torch.randint(CAMERAS, (num_rows,), generator=random)
     scale = width**-0.5
     directions = torch.randn(num_persons, width, generator=random).mul_(scale)
-    views = torch.randn(CAMERAS, width, generator=random).mul_(scale * noise / 2)
+    views = torch.randn(CAMERAS, width, generator=random).mul_(scale * noise / 6)
     rows = torch.empty(num_rows, width)
     for part in torch.arange(num_rows).split(5_000):  # no second copy of the whole
         block = torch.randn(len(part), width, generator=random).mul_(scale * noise)
@@ -136,7 +137,10 @@ def measure_mars(arguments: argparse.Namespace) -> None:
     print(f"peak above what stood before the call: {grown[0]:.0f} and {grown[1]:.0f} MiB, ", end="")
     print(f"{grown[0] / max(1, grown[1]):.1f} x less")
     same = (ours.argsort(dim=1, stable=True) == theirs.argsort(dim=1, stable=True)).double()
-    print(f"greatest difference of a distance: {(ours - theirs).abs().max():.1e}")
+    # In float32 two neighbours can be closer than rounding, and then a set gains another member.
+    apart = (ours - theirs).abs()
+    print(f"greatest difference of a distance: {apart.max():.1e}, ", end="")
+    print(f"over 1e-5: {(apart > 1e-5).double().mean():.3%}")
     print(f"places of whole rankings that hold the same row: {same.mean():.3%}")
     print(f"of the first 100: {same[:, :100].mean():.3%}")
     print_product(reports["tfclip"])

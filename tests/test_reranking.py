@@ -154,7 +154,7 @@ def draw(num_queries, num_gallery, width=16, seed=0):
     return rows[:num_queries], rows[num_queries:]
 
 
-@pytest.mark.parametrize(("k1", "half"), [(5, 2), (7, 4), (9, 4)])
+@pytest.mark.parametrize(("k1", "half"), [(7, 4), (9, 4), (13, 6)])
 def test_half_of_k1_is_rounded_to_even(k1, half):
     queries, gallery = (x.double() for x in draw(10, 60))
     rows = torch.cat([queries, gallery])
