@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -94,25 +92,20 @@ class InvertedLists:
 
     def jaccard(self, queries: slice) -> Tensor:
         """Return the Jaccard distance ``(B, G)`` of some queries to the gallery, from 0 to 1."""
-        shared = self.shared(queries, torch.minimum)
-        # Both vectors add up to one, so the greater of each pair add up to two less what is shared.
-        return 1 - shared / (2 - shared)
-
-    def shared(self, queries: slice, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return ``(B, G)`` sums over what a query and a gallery row both have, of each pair."""
         height = queries.stop - queries.start
         starts = self._weights.starts[queries.start : queries.stop + 1]
         rows = torch.repeat_interleave(starts[1:] - starts[:-1])
         columns = self._weights.columns[int(starts[0]) : int(starts[-1])]
         values = self._weights.values[int(starts[0]) : int(starts[-1])]
-        total = values.new_zeros(height * self._num_gallery)
+        shared = values.new_zeros(height * self._num_gallery)
         for part in parts(self._lists.starts[columns + 1] - self._lists.starts[columns]):
             owner, place = spread(self._lists.starts, columns[part])
-            pair = combine(values[part][owner], self._lists.values[place])
-            total.index_add_(
-                0, rows[part][owner] * self._num_gallery + self._lists.columns[place], pair
-            )
-        return total.view(height, self._num_gallery)
+            smaller = torch.minimum(values[part][owner], self._lists.values[place])
+            key = rows[part][owner] * self._num_gallery + self._lists.columns[place]
+            shared.index_add_(0, key, smaller)
+        shared = shared.view(height, self._num_gallery)
+        # Both vectors add up to one, so the greater of each pair add up to two less what is shared.
+        return 1 - shared / (2 - shared)
 
 
 class _Sets:
