@@ -40,9 +40,7 @@ def encode(distances: Distances, neighbours: Neighbours, k1: int, k2: int) -> Sp
     if k2 == 1:
         return weights
     nearest = neighbours.indices[:, :k2]
-    return weighted_sums(
-        weights, nearest, weights.values.new_ones(nearest.shape) / nearest.shape[1]
-    )
+    return weighted_sums(weights, nearest, _shares(torch.ones_like(nearest), weights.values))
 
 
 def encode_by_camera(
@@ -71,9 +69,7 @@ def encode_by_camera(
     weights = _normalised(torch.cat(keys), torch.cat(lengths), num_rows, num_rows)
     nearest = torch.cat([each.indices[:, :width] for each, _, width in lists], dim=1)
     present = torch.cat([each.distances[:, :width] for each, _, width in lists], dim=1).isfinite()
-    return weighted_sums(
-        weights, nearest, present / present.sum(1, keepdim=True).to(lengths[0].dtype)
-    )
+    return weighted_sums(weights, nearest, _shares(present, weights.values))
 
 
 class InvertedLists:
