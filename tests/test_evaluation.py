@@ -270,9 +270,6 @@ def test_a_reranked_row_stands_below_its_plain_one_and_never_instead(
     assert "re-ranking" not in plain.result.protocol
 
 
-@pytest.mark.skipif(
-    not hasattr(functional, "k_reciprocal_rerank"), reason="needs functional.k_reciprocal_rerank"
-)
 def test_reranking_is_that_of_the_matrix(tiny_model, dataset):
     report = evaluate_model(tiny_model, dataset, rerank=True)
     (split,) = dataset.protocol().splits

@@ -256,7 +256,7 @@ class _Ranking:
                 self.queries, self.gallery, *self.labels, protocol.ap, **self.options
             )
             return result, self._pairs()
-        distance = functional.k_reciprocal_rerank(  # pyright: ignore[reportAttributeAccessIssue]
+        distance = functional.k_reciprocal_rerank(
             self.queries, self.gallery, k1=_K1, k2=_K2, lambda_value=_LAMBDA
         )
         result = functional.evaluate_ranking(distance, *self.labels, protocol.ap, **self.options)
