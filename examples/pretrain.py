@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from tfclip import TFCLIP, TFCLIPConfig
-from tfclip.data import SyntheticTracklets
+from tfclip.data import SyntheticTracklets, Tracklet
 from tfclip.data.synthetic import Cue
 from tfclip.data.transforms import ClipTransform, ColourJitter, RandomErasing
 from tfclip.preprocess import Preprocess
@@ -62,6 +62,17 @@ def draw_pictures(config: TFCLIPConfig, groups: int, cue: Cue, seed: int) -> Pic
             badge = 0 if tracklet.badge is None else torch.from_numpy(tracklet.badge)
             labels[group, i, view] = 8 * look + badge
     return Pictures(frames, labels)
+
+
+def draw_tracklets(seed: int, **settings: Any) -> tuple[list[Tracklet], list[Tracklet]]:
+    """Draw the tracklets to train on and those to test on: of other people, in other cameras."""
+    drawn = {"num_cameras": 12, "tracklets_per_camera": 1, "frame_size": TINY.frame_size}
+    drawn |= {"seed": seed, **settings}
+    people = SyntheticTracklets(**{"num_identities": 320, **drawn})
+    unseen = {"first_identity": people.num_identities, "first_camera": people.num_cameras}
+    others = SyntheticTracklets(**{"num_identities": 60, **drawn, **unseen, "num_cameras": 4})
+    # Drawn now, so that no epoch has to do it again.
+    return list(tqdm(people, unit="tracklet")), list(tqdm(others, unit="tracklet"))
 
 
 def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor:

@@ -3,10 +3,10 @@ r"""Train TF-CLIP: from the memory of the training set to a model folder, readab
     python examples/train.py synthetic --preset tiny --init tiny --out runs/tiny
     python examples/train.py crops/train --test crops/test --layout "{person}/{camera}" \
         --cameras --bf16 --out runs/crops
+    python examples/train.py mars --root /data/MARS --cameras --bf16 --out runs/mars
 
-The first trains the bundled model on drawn people; the second the paper's model on a folder (or a
-CSV table), as the released code does. The same command again goes on where the last epoch ended,
-and gives on a CPU the same weights, bit for bit, as if it had never been interrupted.
+The first trains the bundled model, the others the paper's as the released code does. The same
+command again goes on after the last epoch and ends, on a CPU, with the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pretrain import TINY, pretrain
+from pretrain import TINY, draw_tracklets, pretrain
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from tfclip import TFCLIP, CLIPMemory, TFCLIPConfig, TFCLIPObjective
-from tfclip.data import SyntheticTracklets, Tracklet, read_csv, read_folder
+from tfclip.data import Split, Tracklet, load_dataset, read_folder, read_table
 from tfclip.data.clips import ClipDataset
 from tfclip.data.samplers import IdentitySampler
 from tfclip.data.transforms import ClipTransform, ColourJitter, RandomErasing
@@ -36,7 +36,6 @@ from tfclip.memory_building import build_memory
 from tfclip.training import PRESETS, Recipe
 
 SECTIONS = ("model", "objective", "recipe", "synthetic", "tower")  # the last: its pre-training
-
 logger = logging.getLogger("train")
 
 
@@ -46,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     out, device = Path(options.out), torch.device(options.device)
     torch.manual_seed(options.seed)
     recipe = Recipe(**{**PRESETS[options.preset], **options.settings["recipe"]})
-    train_set, test_set, num_queries = load_tracklets(options)
+    train_set, test_set, split = load_tracklets(options)
 
     # What is trained, on what, against which memory.
     checkpoint = load_checkpoint(out / "last.pt", options)
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         entry |= train_epoch(options, loader, lengths[epoch], state, progress)
         schedule.step()
         if test_set and ((epoch + 1) % options.evaluate_every == 0 or epoch + 1 == recipe.epochs):
-            result = evaluate(averaged, test_set, num_queries)
+            result = evaluate(averaged, test_set, split)
             entry |= {"mAP": result.mAP, "rank1": result.rank(1), "rank5": result.rank(5)}
             entry["protocol"] = result.protocol
         log.append(entry)
@@ -137,37 +136,35 @@ def train_epoch(
     return means
 
 
-def evaluate(model: TFCLIP, tracklets: list[Tracklet], num_queries: int | None) -> RankingResult:
-    """Search the queries, or every tracklet, among all; the standard protocol."""
-    people = [tracklet.person for tracklet in tracklets]
-    cameras = [tracklet.camera for tracklet in tracklets]
-    known = cameras if model.config.num_cameras else None
+def evaluate(model: TFCLIP, tracklets: list[Tracklet], split: Split) -> RankingResult:
+    """Search the queries in the gallery; the standard protocol."""
+    known = [tracklet.camera for tracklet in tracklets] if model.config.num_cameras else None
     embeddings = model.encode_sequences([tracklet.open() for tracklet in tracklets], known)
-    distance = squared_euclidean_distance(embeddings[:num_queries], embeddings)
-    return evaluate_ranking(distance, people[:num_queries], people, cameras[:num_queries], cameras)
+    queries, gallery = (embeddings[list(part)] for part in split)
+    labels = [[tracklets[row].person for row in part] for part in split]
+    labels += [[tracklets[row].camera for row in part] for part in split]
+    distance = squared_euclidean_distance(queries, gallery)
+    return evaluate_ranking(distance, *labels)  # pyright: ignore[reportArgumentType]
 
 
-def load_tracklets(
-    options: argparse.Namespace,
-) -> tuple[list[Tracklet], list[Tracklet], int | None]:
-    """Return training and test tracklets, and how many of the latter, at the front, are queries."""
+def load_tracklets(options: argparse.Namespace) -> tuple[list[Tracklet], list[Tracklet], Split]:
+    """Return training and test tracklets, and which of the latter are queries and gallery."""
+    if options.root:
+        dataset = load_dataset(options.data, options.root)
+        return list(dataset.train), list(dataset.test), dataset.protocol().splits[0]
+    paths = options.query, options.test
+    query, test = (read(path, options.layout) if path else [] for path in paths)
     if options.data == "synthetic":
-        drawn = {"num_cameras": 12, "tracklets_per_camera": 1, "frame_size": TINY.frame_size}
-        drawn |= {"seed": options.seed, **options.settings["synthetic"]}
-        train = SyntheticTracklets(**{"num_identities": 320, **drawn})
-        unseen = {"first_identity": train.num_identities, "first_camera": train.num_cameras}
-        test = SyntheticTracklets(**{"num_identities": 60, **drawn, **unseen, "num_cameras": 4})
-        # Drawn now, so that no epoch has to do it again.
-        return list(tqdm(train, unit="tracklet")), list(tqdm(test, unit="tracklet")), None
-    query, test = (
-        read(path, options.layout) if path else [] for path in (options.query, options.test)
-    )
-    return read(options.data, options.layout), query + test, len(query) or None
+        train, test = draw_tracklets(options.seed, **options.settings["synthetic"])
+    else:
+        train = read(options.data, options.layout)
+    everyone = tuple(range(len(query) + len(test)))
+    return train, query + test, Split(everyone[: len(query)] or everyone, everyone)
 
 
 def read(path: str, layout: str) -> list[Tracklet]:
-    """Read a CSV table or a folder."""
-    return read_csv(path) if path.endswith(".csv") else read_folder(path, layout)
+    """Read a table or a folder."""
+    return read_table(path) if path.endswith((".csv", ".parquet")) else read_folder(path, layout)
 
 
 def build_model(
@@ -205,7 +202,7 @@ def build_model(
 def save_checkpoint(
     out: Path, options: argparse.Namespace, state: dict[str, Any], log: list[dict[str, Any]]
 ) -> None:
-    """Write all that the next epoch depends on; a reader sees the old file or the whole new one."""
+    """Write all that the next epoch depends on, the old file or the whole new one."""
     checkpoint = {name: part.state_dict() for name, part in state.items()}
     checkpoint["config"] = state["model"].config.to_dict()
     checkpoint |= {"log": log, "random": torch.get_rng_state(), "settings": lasting(options)}
@@ -260,7 +257,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("data", help="a folder of crops, a CSV table, or 'synthetic'")
+    add("data", help="a folder of crops, a table, 'synthetic', or a data set's name with --root")
+    add("--root", help="folder of a data set that tfclip.data.load_dataset knows by name")
     add("--out", required=True, help="folder for checkpoints, log and the model")
     add("--test", help="folder or table to test on")
     add("--query", help="folder or table of queries; the gallery is then queries and test")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tfclip import TFCLIP
-from tfclip.data import SyntheticTracklets
+from tfclip.data import Split, SyntheticTracklets
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL_MODEL = [
@@ -114,10 +115,38 @@ def test_a_minute_of_the_bundled_models_training_already_finds_unseen_people(tmp
     people = list(
         SyntheticTracklets(32, 4, 1, frame_size=(32, 16), first_identity=32, first_camera=12)
     )
-    trained, chance = (train.evaluate(rival, people, None) for rival in (model, untrained))
+    rows = tuple(range(len(people)))
+    everyone = Split(rows, rows)
+    trained, chance = (train.evaluate(rival, people, everyone) for rival in (model, untrained))
     assert trained.mAP == pytest.approx(last["mAP"])
     assert trained.rank(1) > chance.rank(1) + 0.3
     assert trained.mAP > 3 * chance.mAP
+
+
+@pytest.mark.slow
+def test_a_public_data_set_is_trained_and_tested_on_by_its_protocol(tmp_path):
+    train = importlib.import_module("train")
+    root, names = tmp_path / "Market-1501-v15.09.15", {}
+    people = SyntheticTracklets(4, 3, 1, num_frames=1, frame_size=(64, 32))
+    for tracklet in people:
+        part = "bounding_box_train" if tracklet.person < 2 else "bounding_box_test"
+        places = [part] if tracklet.camera or tracklet.person < 2 else ["query", part]
+        for place in places:
+            folder = root / place
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{tracklet.person + 1:04d}_c{tracklet.camera + 1}s1_000001_00.jpg"
+            Image.fromarray(tracklet.frames[0]).save(folder / name)
+            names.setdefault(place, []).append(name)
+    out = tmp_path / "out"
+    train.main(
+        [
+            *("market1501", "--root", str(root), "--init", "random", "--out", str(out)),
+            *("--evaluate-every", "1", "--set", *SMALL_MODEL, "recipe.epochs=1"),
+        ]
+    )
+    (entry,) = json.loads((out / "log.json").read_text())
+    assert f"2 of {len(names['query'])} queries" in entry["protocol"]
+    assert f"gallery of {len(names['bounding_box_test'])}" in entry["protocol"]
 
 
 @pytest.mark.slow
