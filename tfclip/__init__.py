@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfclip.diffusion import MemoryDiffusion as MemoryDiffusion
     from tfclip.diffusion import TemporalMemoryConstruction as TemporalMemoryConstruction
     from tfclip.diffusion import TemporalMemoryDiffusion as TemporalMemoryDiffusion
+    from tfclip.gallery import Gallery as Gallery
     from tfclip.memory import CLIPMemory as CLIPMemory
     from tfclip.model import TFCLIP as TFCLIP
     from tfclip.model import TFCLIPOutput as TFCLIPOutput
@@ -36,12 +37,14 @@ _HOMES = {
     "TemporalMemoryConstruction": "diffusion",
     "MemoryDiffusion": "diffusion",
     "CLIPMemory": "memory",
+    "Gallery": "gallery",
 }
 _MODULES = ("convert", "data", "functional")
 
 __all__ = [
     "TFCLIP",
     "CLIPMemory",
+    "Gallery",
     "MemoryDiffusion",
     "SequenceSpecificPrompt",
     "TFCLIPConfig",

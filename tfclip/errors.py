@@ -25,6 +25,10 @@ class TableError(TFCLIPError, ValueError):
     """A table of tracklets, boxes or embeddings that cannot be read or does not fit together."""
 
 
+class GalleryError(TFCLIPError, RuntimeError):
+    """A gallery that cannot be used: damaged, of another model, or being written by another."""
+
+
 class SaveError(TFCLIPError, OSError):
     """A file that could not be written; whatever stood there before is untouched."""
 

@@ -1,0 +1,602 @@
+"""The gallery as its user sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+
+import numpy as np
+
+from tfclip.errors import GalleryError
+from tfclip.gallery.conditions import Between, Where, check_where
+from tfclip.gallery.entries import (
+    UNKNOWN,
+    Entries,
+    make_cameras,
+    make_ids,
+    make_metadata,
+    make_persons,
+    make_times,
+    seconds,
+    unit_rows,
+)
+from tfclip.gallery.query import Nearest, NewEntries, Query, SearchResult, Storage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tfclip.data.embeddings import EmbeddingTable
+
+StorageName = Literal["exact", "faiss", "milvus"]
+IndexName = Literal["flat", "hnsw", "ivf"]
+Rerank: TypeAlias = "Literal['k_reciprocal'] | Callable[[Tensor, Tensor], Tensor]"
+
+
+class Gallery:
+    """Embeddings of people that come and go: added, searched and forgotten.
+
+    ``Gallery.open`` makes one. Vectors are kept at length 1; distances are squared Euclidean,
+    which then is 2 - 2 cos, from 0 to 4; smaller is nearer. Several threads may use one gallery,
+    and several processes one folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> gallery = Gallery.open(f"{folder.name}/people", dim=2)
+        >>> gallery.add(np.eye(2), cameras=[0, 1], persons=["7", None])
+        ['0', '1']
+        >>> gallery.search(np.array([[3.0, 0.0]]), k=2).distances
+        [[0.0, 2.0]]
+        >>> gallery.forget(person="7"), len(gallery)
+        (1, 1)
+        >>> folder.cleanup()
+    """
+
+    def __init__(self, storage: Storage, name: str, kind: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._kind = kind
+
+    @classmethod
+    def open(
+        cls,
+        path_or_uri: str | Path,
+        *,
+        storage: StorageName | None = None,
+        dim: int | None = None,
+        model: str | nn.Module | None = None,
+        revision: str | None = None,
+        fingerprint: str | None = None,
+        ttl: float | None = None,
+        index: IndexName = "hnsw",
+        read_only: bool = False,
+        timeout: float = 10,
+        verify: bool = True,
+        collection: str = "tfclip",
+        token: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Open a gallery; make it where there is none and ``dim`` or ``model`` is given.
+
+        Args:
+            path_or_uri: A folder, or for Milvus a folder (Milvus Lite) or the address of a server.
+            storage: ``"exact"``, the default for a folder, compares with every entry. ``"faiss"``
+                (extra ``index``) searches the same files with an index that it makes from them.
+                ``"milvus"`` (extra ``milvus``) is the default for an address.
+            dim: Width of the vectors.
+            model: The name of the model that makes the vectors; or the model, whose fingerprint
+                and width are taken.
+            revision: The model's revision.
+            fingerprint: ``model_fingerprint`` of the model.
+            ttl: Seconds for which an entry is kept, from when it was added; fixed when the gallery
+                is made, and changed by ``set_ttl``. None keeps it until it is forgotten.
+            index: FAISS's index: ``"flat"``, ``"hnsw"`` or ``"ivf"``.
+            read_only: Never write to the folder.
+            timeout: Seconds to wait for another process that is writing.
+            verify: Compare every file with its checksum.
+            collection: The gallery's name in Milvus.
+            token: Milvus's token, or ``user:password``.
+            clock: Gives the time in seconds since 1970.
+
+        Raises:
+            GalleryError: There is none and neither ``dim`` nor ``model`` is given; it is damaged,
+                of another model or width, locked, or kept for another time; or Milvus fails.
+            SaveError: The folder cannot be written.
+            MissingExtraError: The package of the storage is not installed.
+            ValueError: An argument is out of range.
+        """
+        uri = str(path_or_uri)
+        storage = storage or ("milvus" if "://" in uri else "exact")
+        if storage not in get_args(StorageName):
+            raise ValueError(f"storage must be one of {get_args(StorageName)}, got {storage!r}")
+        if index not in get_args(IndexName):
+            raise ValueError(f"index must be one of {get_args(IndexName)}, got {index!r}")
+        if not uri:
+            raise ValueError("path_or_uri must not be empty")
+        if storage != "milvus" and "://" in uri:
+            raise ValueError(f"path_or_uri must be a folder for storage={storage!r}, got {uri!r}")
+        if dim is not None and dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        _check_ttl(ttl)
+        wanted = _wanted(dim, model, revision, fingerprint, ttl)
+        if storage == "milvus":
+            from tfclip.gallery.milvus_storage import open_milvus
+
+            opened = open_milvus(uri, collection, token, wanted, clock, read_only)
+        else:
+            opened = _open_folder(
+                Path(path_or_uri), storage, index, wanted, read_only, timeout, verify, clock
+            )
+        gallery = cls(opened, uri, storage if storage != "faiss" else f"faiss {index}")
+        gallery._check_wanted(wanted)
+        return gallery
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Return how many entries there are; expired ones do not count."""
+        return self._storage.count()
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the vectors; None before the first are added to a gallery made without."""
+        return self._storage.description.width
+
+    def add(
+        self,
+        embeddings: Tensor | np.ndarray,
+        ids: Iterable[str] | None = None,
+        cameras: Iterable[int | None] | None = None,
+        times: Iterable[Any] | None = None,
+        persons: Iterable[str | int | None] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        replace: bool = False,
+    ) -> list[str]:
+        """Add entries, all or none; in a folder they are on the disk when this returns.
+
+        Many at once are much faster than one by one.
+
+        Args:
+            embeddings: ``(M, F)``, of any length but zero; they are kept in float32 at length 1.
+            ids: A unique text for each; without, they are numbered.
+            cameras: Camera numbers from 0, or None where unknown.
+            times: Seconds, of whatever clock you use, or ``datetime``; None where unknown.
+            persons: Who it is, where known; kept as text.
+            metadata: For each a mapping of text to text, number, bool or None.
+            replace: Put an entry whose id is there already in the old one's place, which is
+                forgotten; otherwise it is an error.
+
+        Returns:
+            The ids.
+
+        Raises:
+            ValueError: The columns do not fit, or a value is out of range.
+            TypeError: A value is of a wrong kind.
+            GalleryError: An id is there already, or another process keeps writing.
+            SaveError: The folder cannot be written; nothing was added.
+        """
+        vectors = unit_rows(embeddings, self.dim, "embeddings")
+        count = len(vectors)
+        new = NewEntries(
+            vectors=vectors,
+            ids=None if ids is None else make_ids(ids, count, 0),
+            cameras=make_cameras(cameras, count),
+            times=make_times(times, count),
+            persons=make_persons(persons, count),
+            metadata=make_metadata(metadata, count),
+        )
+        return list(self._storage.add(new, replace)) if count else []
+
+    def add_table(
+        self, table: EmbeddingTable, *, times: Iterable[Any] | None = None, replace: bool = False
+    ) -> list[str]:
+        """Add the rows of a file of embeddings under their names.
+
+        An empty gallery that names no model takes the table's.
+
+        Args:
+            table: Made by the gallery's model.
+            times: As in ``add``.
+            replace: As in ``add``.
+
+        Raises:
+            GalleryError: Another model made the table, or as in ``add``.
+        """
+        description = self._storage.description
+        if not (description.fingerprint or description.model or description.next_number):
+            self._storage.describe(
+                model=table.model, revision=table.revision, fingerprint=table.fingerprint
+            )
+        self._check_table(table)
+        return self.add(
+            table.embeddings,
+            ids=table.names,
+            cameras=table.cameras,
+            times=times,
+            persons=table.persons,
+            replace=replace,
+        )
+
+    def search(
+        self,
+        queries: Tensor | np.ndarray | EmbeddingTable,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        exclude_cameras: Iterable[int] = (),
+        exclude_same_camera: bool = False,
+        exclude_same_id: bool = False,
+        query_cameras: Sequence[int | None] | None = None,
+        query_ids: Sequence[str | None] | None = None,
+        time_window: tuple[Any, Any] | None = None,
+        rerank: Rerank | None = None,
+        rerank_candidates: int = 100,
+    ) -> SearchResult:
+        """Find the nearest entries of each query.
+
+        Equal distances keep the order in which the entries were added. What any process has added
+        or forgotten before the call is seen.
+
+        Args:
+            queries: ``(Q, F)``, or ``(F,)`` for one; or a table, which brings cameras and names.
+            k: Entries to find for each; fewer where there are no more.
+            where: For fields (id, camera, person, time, added, or a key of metadata) a value, a
+                collection of values, or ``Between(low, high)``; all must hold, and None stands for
+                unknown. Or a function of the columns, by field, that returns a mask ``(G,)``; it
+                is called once for each segment.
+            exclude_cameras: Leave out what these cameras saw.
+            exclude_same_camera: Leave out what the query's own camera saw. Entries whose camera is
+                unknown stay.
+            exclude_same_id: Leave out the entry with the query's own id.
+            query_cameras: Camera of each query.
+            query_ids: Id of each query.
+            time_window: Start and end, both included, each None where open. Entries whose time is
+                unknown are left out.
+            rerank: ``"k_reciprocal"``, with the defaults of ``functional.k_reciprocal_rerank``; or
+                a function of one query ``(1, F)`` and its candidates ``(C, F)`` that returns
+                distances ``(1, C)``. Each query is re-ranked among its own candidates, so that its
+                result does not depend on the other queries.
+            rerank_candidates: How many of the nearest are re-ranked.
+
+        Raises:
+            ValueError: An argument is out of range, or a camera or id that is needed is unknown.
+            TypeError: A value is of a wrong kind.
+            GalleryError: Another model made the table, or the gallery is damaged.
+        """
+        for name, number in (("k", k), ("rerank_candidates", rerank_candidates)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} must be a whole number, got {number!r}")
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        if hasattr(queries, "embeddings"):
+            table: Any = queries
+            self._check_table(table)
+            queries = table.embeddings
+            query_cameras = table.cameras if query_cameras is None else query_cameras
+            query_ids = table.names if query_ids is None else query_ids
+        vectors: Any = queries
+        vectors = unit_rows(vectors[None] if vectors.ndim == 1 else vectors, self.dim, "queries")
+        query = Query(
+            vectors=vectors,
+            k=k if rerank is None else max(k, rerank_candidates),
+            conditions=self._conditions(where, time_window),
+            exclude_cameras=_excluded(exclude_cameras),
+            cameras=_own_cameras(query_cameras, len(vectors)) if exclude_same_camera else None,
+            ids=_own_ids(query_ids, len(vectors)) if exclude_same_id else None,
+        )
+        reranker = None if rerank is None else _reranker(rerank)
+        nearest = self._storage.search(query)
+        if reranker is None:
+            return SearchResult(nearest.matches())
+        name = rerank if isinstance(rerank, str) else "reranked"
+        return SearchResult(_reranked(nearest, vectors, k, reranker).matches(), name)
+
+    def entries(self, where: Where | None = None) -> Entries:
+        """Return all that is kept of some entries, in the order in which they were added.
+
+        Args:
+            where: As in ``search``.
+
+        Raises:
+            ValueError: ``where`` names a field that does not exist.
+        """
+        return self._storage.entries(self._conditions(where, None))
+
+    def to_table(self, where: Where | None = None) -> EmbeddingTable:
+        """Return entries as a table of embeddings; times and metadata have no place in it.
+
+        Args:
+            where: As in ``search``.
+
+        Raises:
+            TableError: There is no such entry.
+        """
+        import torch
+
+        from tfclip.data.embeddings import EmbeddingTable
+
+        entries = self.entries(where)
+        description = self._storage.description
+        return EmbeddingTable(
+            embeddings=torch.from_numpy(entries.vectors),
+            names=entries.ids,
+            persons=tuple(None if p is None else str(p) for p in entries.persons.to_list()),
+            cameras=tuple(None if c == UNKNOWN else c for c in entries.cameras.tolist()),
+            model=description.model,
+            revision=description.revision,
+            fingerprint=description.fingerprint,
+        )
+
+    def forget(
+        self,
+        ids: str | Iterable[str] | None = None,
+        *,
+        person: str | int | None = None,
+        camera: int | None = None,
+        before: Any = None,
+        added_before: Any = None,
+        where: Where | None = None,
+    ) -> int:
+        """Remove entries for good; all that is given must hold.
+
+        In a folder, no file holds their vectors, ids or metadata any more when this returns. With
+        Milvus they are never found again, and leave the disk when Milvus compacts its files.
+
+        Args:
+            ids: One id, or several; unknown ones are no error.
+            person: Entries of this person.
+            camera: Entries of this camera.
+            before: Entries whose time is earlier; those whose time is unknown stay.
+            added_before: Entries that were added earlier, in seconds since 1970 or as ``datetime``.
+            where: As in ``search``.
+
+        Returns:
+            How many entries were removed.
+
+        Raises:
+            ValueError: Nothing is given, or ``where`` names a field that does not exist.
+            GalleryError: Another process keeps writing.
+            SaveError: The folder cannot be written.
+        """
+        conditions: dict[str, Any] = {}
+        if ids is not None:
+            conditions["id"] = [ids] if isinstance(ids, str) else list(ids)
+        if person is not None:
+            conditions["person"] = person
+        if camera is not None:
+            conditions["camera"] = camera
+        for field, moment in (("time", before), ("added", added_before)):
+            if moment is not None:
+                last = math.nextafter(seconds(moment, field), -math.inf)
+                conditions[field] = Between(high=last)
+        if not conditions and where is None:
+            raise ValueError("forget must be told what: ids, person, camera, before or where")
+        return self._storage.forget((conditions, *self._conditions(where, None)))
+
+    def set_ttl(self, ttl: float | None) -> None:
+        """Change for how many seconds entries are kept, those that are there included.
+
+        Raises:
+            ValueError: Not above 0.
+        """
+        _check_ttl(ttl)
+        self._storage.describe(ttl=ttl)
+
+    def compact(self) -> int:
+        """Remove expired entries from the disk and join small files; return how many expired."""
+        return self._storage.compact()
+
+    def save(self) -> None:
+        """Write the index of FAISS beside the entries, so that the next opening is faster.
+
+        Entries need no saving: they are on the disk when ``add`` returns.
+        """
+        self._storage.save()
+
+    def close(self) -> None:
+        """Save, and let go of files and connections."""
+        self._storage.close()
+
+    def info(self) -> dict[str, Any]:
+        """Return what the gallery is, and how many entries, persons and cameras it has."""
+        description = self._storage.description
+        entries = self._storage.entries((), vectors=False)
+        cameras = np.unique(entries.cameras[entries.cameras != UNKNOWN])
+        known = entries.times[~np.isnan(entries.times)]
+        return {
+            "name": self._name,
+            "storage": self._kind,
+            "entries": len(entries),
+            "dim": description.width,
+            "model": description.model,
+            "revision": description.revision,
+            "fingerprint": description.fingerprint,
+            "ttl": description.ttl,
+            "persons": len(entries.persons.different),
+            "cameras": cameras.tolist(),
+            "times": (float(known.min()), float(known.max())) if len(known) else None,
+            "fields": list(description.fields),
+            **self._storage.about(),
+        }
+
+    def _conditions(self, where: Where | None, window: Any) -> tuple[Where, ...]:
+        check_where(where, self._storage.description.fields)
+        conditions: list[Where] = [] if where is None else [where]
+        if window is not None:
+            if not isinstance(window, tuple | list) or len(window) != 2:
+                raise TypeError(f"time_window must be a start and an end, got {window!r}")
+            ends = [None if end is None else seconds(end, "time_window") for end in window]
+            conditions.append({"time": Between(*ends)})
+        return tuple(conditions)
+
+    def _check_table(self, table: EmbeddingTable) -> None:
+        description = self._storage.description
+        if description.fingerprint or table.fingerprint:
+            same = description.fingerprint == table.fingerprint
+        else:
+            same = (description.model, description.revision) == (table.model, table.revision)
+        if not same:
+            raise GalleryError(
+                f"{self._name} holds embeddings of {_model_text(description)}, got those of "
+                f"{_model_text(table)}; encode both with one model"
+            )
+
+    def _check_wanted(self, wanted: Mapping[str, Any]) -> None:
+        """Refuse to open a gallery as what it is not."""
+        description = self._storage.description
+        given = {key: value for key, value in wanted.items() if value not in (None, "")}
+        if given.get("width", description.width) != description.width and description.width:
+            raise GalleryError(
+                f"{self._name} has vectors of width {description.width}, not {wanted['width']}"
+            )
+        names = ("fingerprint",) if "fingerprint" in given else ("model", "revision")
+        if any(getattr(description, name) != given[name] for name in names if name in given):
+            raise GalleryError(
+                f"{self._name} holds embeddings of {_model_text(description)}, not of "
+                f"{_model_text(dataclasses.replace(description, **given))}"
+            )
+        if given.get("ttl", description.ttl) != description.ttl:
+            raise GalleryError(
+                f"{self._name} keeps entries for {description.ttl} seconds, not {wanted['ttl']}; "
+                "set_ttl changes that"
+            )
+
+
+def _open_folder(
+    folder: Path,
+    storage: str,
+    index: IndexName,
+    wanted: dict[str, Any],
+    read_only: bool,
+    timeout: float,
+    verify: bool,
+    clock: Callable[[], float],
+) -> Storage:
+    from tfclip.gallery.disk import DiskStorage
+    from tfclip.gallery.faiss_storage import FaissStorage, check_faiss
+    from tfclip.gallery.journal import INDEX, Description, Journal
+
+    if storage == "faiss":
+        check_faiss()
+    if not (folder / INDEX).exists():
+        if read_only or not names_something(wanted):
+            raise GalleryError(f"there is no gallery in {folder}; dim= or model= makes one")
+        Journal.create(folder, Description(**wanted), timeout)
+    journal = Journal(folder, read_only=read_only, timeout=timeout, verify=verify)
+    opened = (
+        FaissStorage(journal, clock, index) if storage == "faiss" else DiskStorage(journal, clock)
+    )
+    if not read_only:
+        opened.tidy()
+    return opened
+
+
+def names_something(wanted: Mapping[str, Any]) -> bool:
+    """Tell whether enough is known to make a gallery."""
+    return bool(wanted["width"] or wanted["model"] or wanted["fingerprint"])
+
+
+def _wanted(
+    dim: int | None,
+    model: str | nn.Module | None,
+    revision: str | None,
+    fingerprint: str | None,
+    ttl: float | None,
+) -> dict[str, Any]:
+    if model is not None and not isinstance(model, str):
+        from tfclip.data.embeddings import model_fingerprint
+
+        module: Any = model
+        fingerprint = fingerprint or model_fingerprint(module)
+        dim = dim or module.embedding_dim
+        model = None
+    return {
+        "width": dim,
+        "model": model or "",
+        "revision": revision,
+        "fingerprint": fingerprint or "",
+        "ttl": ttl,
+    }
+
+
+def _model_text(described: Any) -> str:
+    revision = f" at {described.revision}" if described.revision else ""
+    name = described.model or "a model without a name"
+    return f"{name}{revision} ({described.fingerprint or 'none'})"
+
+
+def _check_ttl(ttl: float | None) -> None:
+    if ttl is not None and not 0 < ttl < math.inf:
+        raise ValueError(f"ttl must be above 0 and finite, got {ttl}")
+
+
+def _excluded(cameras: Iterable[int]) -> tuple[int, ...]:
+    listed = list(cameras)
+    column = make_cameras(listed, len(listed), "exclude_cameras")
+    return tuple(camera for camera in column.tolist() if camera != UNKNOWN)
+
+
+def _own_cameras(cameras: Sequence[int | None] | None, count: int) -> np.ndarray:
+    if cameras is None:
+        raise ValueError("query_cameras must be given with exclude_same_camera, got None")
+    column = make_cameras(cameras, count, "query_cameras")
+    unknown = np.flatnonzero(column == UNKNOWN)
+    if len(unknown):
+        raise ValueError(
+            "query_cameras must be known with exclude_same_camera, "
+            f"got None at position {unknown[0]}"
+        )
+    return column
+
+
+def _own_ids(ids: Sequence[str | None] | None, count: int) -> tuple[str | None, ...]:
+    if ids is None:
+        raise ValueError("query_ids must be given with exclude_same_id, got None")
+    if isinstance(ids, str) or len(ids) != count:
+        raise ValueError(f"query_ids must have one entry for each of {count} queries, got {ids!r}")
+    return tuple(ids)
+
+
+def _reranker(rerank: Rerank) -> Callable[[Tensor, Tensor], Tensor]:
+    if callable(rerank):
+        return rerank
+    if rerank != "k_reciprocal":
+        raise ValueError(f"rerank must be 'k_reciprocal' or a function, got {rerank!r}")
+    from tfclip import functional
+
+    return getattr(functional, f"{rerank}_rerank")
+
+
+def _reranked(
+    nearest: Nearest, queries: np.ndarray, k: int, reranker: Callable[[Tensor, Tensor], Tensor]
+) -> Nearest:
+    """Order the candidates of each query anew; equal distances keep their order."""
+    import torch
+
+    rows = np.full((len(queries), k), UNKNOWN, dtype=np.int64)
+    distances = np.full((len(queries), k), np.inf)
+    for position, candidates in enumerate(nearest.rows):
+        candidates = candidates[candidates != UNKNOWN]
+        if not len(candidates):
+            continue
+        vectors = torch.from_numpy(nearest.entries.vectors[candidates])
+        found = reranker(torch.from_numpy(queries[position : position + 1]), vectors)
+        if tuple(found.shape) != (1, len(candidates)):
+            raise ValueError(
+                f"rerank must return distances (1, {len(candidates)}), "
+                f"got shape {tuple(found.shape)}"
+            )
+        new = found[0].detach().cpu().double().numpy()
+        order = np.argsort(new, kind="stable")[:k]
+        rows[position, : len(order)] = candidates[order]
+        distances[position, : len(order)] = new[order]
+    return Nearest(nearest.entries, rows, distances)
