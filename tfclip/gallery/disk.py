@@ -45,7 +45,9 @@ class DiskStorage:
             description = snapshot.description
             check_width(description, new.vectors.shape[1])
             first = description.next_number
-            ids = new.ids or self._new_ids(snapshot, len(new.vectors), first)
+            if new.ids is None:
+                first = _free_number(snapshot, len(new.vectors), first)
+            ids = new.ids or make_ids(None, len(new.vectors), first)
             drop = self._expired(snapshot)
             self._drop_present(snapshot, ids, replace, drop)
             if any(mask.any() for mask in drop.values()):
@@ -58,19 +60,6 @@ class DiskStorage:
                 next_number=first + len(ids),
             )
         return ids
-
-    def _new_ids(self, snapshot: Snapshot, count: int, first: int) -> tuple[str, ...]:
-        ids = make_ids(None, count, first)
-        taken = {id_ for id_ in ids if any(id_ in s.rows for s in snapshot.segments)}
-        if not taken:
-            return ids
-        number = first
-        free: list[str] = []
-        while len(free) < count:  # somebody gave numbers as ids
-            if not any(str(number) in segment.rows for segment in snapshot.segments):
-                free.append(str(number))
-            number += 1
-        return tuple(free)
 
     def _drop_present(
         self,
@@ -223,6 +212,16 @@ def row_of(segments: Sequence[Segment], id_: str | None) -> int:
             return offset + segment.rows[id_]
         offset += len(segment.entries)
     return UNKNOWN
+
+
+def _free_number(snapshot: Snapshot, count: int, first: int) -> int:
+    """Return from where so many numbers are nobody's id, where somebody gave numbers as ids."""
+    taken = [-1]
+    while taken:
+        ids = make_ids(None, count, first)
+        taken = [int(id_) for id_ in ids if any(id_ in s.rows for s in snapshot.segments)]
+        first = max(taken, default=first - 1) + 1
+    return first
 
 
 def _select(snapshot: Snapshot, keep: Sequence[np.ndarray], vectors: bool = True) -> Entries:

@@ -157,23 +157,25 @@ class FaissStorage(DiskStorage):
         live = np.concatenate([segment.entries.numbers for segment in snapshot.segments])
         if self._index is None:
             self._load(snapshot.description.width or 0)
+        stale = self._index is None
         dead = np.setdiff1d(self._numbers, live, assume_unique=True)
-        if len(dead):
-            if self._kind != "hnsw":
-                self._index.remove_ids(dead)
-                self._numbers = np.setdiff1d(self._numbers, dead, assume_unique=True)
-            elif len(dead) > _DEAD * len(self._numbers):
-                self._index = None
-        if self._kind == "ivf" and len(live) > _GROWTH * self._trained_on:
-            self._index = None
-        if self._index is None:
+        if len(dead) and self._kind == "hnsw":
+            stale |= len(dead) > _DEAD * len(self._numbers)
+        elif len(dead):
+            index: Any = self._index
+            index.remove_ids(dead)
+            self._numbers = np.setdiff1d(self._numbers, dead, assume_unique=True)
+        if self._kind == "ivf":
+            stale |= len(live) > _GROWTH * self._trained_on
+        if stale:
             self._index = self._build(snapshot, live)
         last = self._numbers[-1] if len(self._numbers) else -1
         for segment in snapshot.segments:
             entries = segment.entries
             if len(entries) and entries.numbers[-1] > last:
                 new = np.searchsorted(entries.numbers, last, side="right")
-                self._index.add_with_ids(entries.vectors[new:], entries.numbers[new:])
+                index = self._index
+                index.add_with_ids(entries.vectors[new:], entries.numbers[new:])
                 self._numbers = np.concatenate([self._numbers, entries.numbers[new:]])
         return live
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
 from tfclip.errors import GalleryError
+from tfclip.gallery.asking import (
+    Rerank,
+    excluded_cameras,
+    find_reranker,
+    own_cameras,
+    own_ids,
+    rerank_each,
+)
 from tfclip.gallery.conditions import Between, Where, check_where
 from tfclip.gallery.entries import (
     UNKNOWN,
@@ -24,16 +31,21 @@ from tfclip.gallery.entries import (
     seconds,
     unit_rows,
 )
-from tfclip.gallery.query import Nearest, NewEntries, Query, SearchResult, Storage
+from tfclip.gallery.opening import (
+    IndexName,
+    StorageName,
+    check_ttl,
+    check_wanted,
+    model_text,
+    open_folder,
+    wanted_description,
+)
+from tfclip.gallery.query import NewEntries, Query, SearchResult, Storage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tfclip.data.embeddings import EmbeddingTable
-
-StorageName = Literal["exact", "faiss", "milvus"]
-IndexName = Literal["flat", "hnsw", "ivf"]
-Rerank: TypeAlias = "Literal['k_reciprocal'] | Callable[[Tensor, Tensor], Tensor]"
 
 
 class Gallery:
@@ -121,18 +133,18 @@ class Gallery:
             raise ValueError(f"path_or_uri must be a folder for storage={storage!r}, got {uri!r}")
         if dim is not None and dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
-        _check_ttl(ttl)
-        wanted = _wanted(dim, model, revision, fingerprint, ttl)
+        check_ttl(ttl)
+        wanted = wanted_description(dim, model, revision, fingerprint, ttl)
         if storage == "milvus":
             from tfclip.gallery.milvus_storage import open_milvus
 
             opened = open_milvus(uri, collection, token, wanted, clock, read_only)
         else:
-            opened = _open_folder(
+            opened = open_folder(
                 Path(path_or_uri), storage, index, wanted, read_only, timeout, verify, clock
             )
         gallery = cls(opened, uri, storage if storage != "faiss" else f"faiss {index}")
-        gallery._check_wanted(wanted)
+        check_wanted(uri, opened.description, wanted)
         return gallery
 
     def __enter__(self) -> Self:
@@ -289,16 +301,16 @@ class Gallery:
             vectors=vectors,
             k=k if rerank is None else max(k, rerank_candidates),
             conditions=self._conditions(where, time_window),
-            exclude_cameras=_excluded(exclude_cameras),
-            cameras=_own_cameras(query_cameras, len(vectors)) if exclude_same_camera else None,
-            ids=_own_ids(query_ids, len(vectors)) if exclude_same_id else None,
+            exclude_cameras=excluded_cameras(exclude_cameras),
+            cameras=own_cameras(query_cameras, len(vectors)) if exclude_same_camera else None,
+            ids=own_ids(query_ids, len(vectors)) if exclude_same_id else None,
         )
-        reranker = None if rerank is None else _reranker(rerank)
+        reranker = None if rerank is None else find_reranker(rerank)
         nearest = self._storage.search(query)
         if reranker is None:
             return SearchResult(nearest.matches())
         name = rerank if isinstance(rerank, str) else "reranked"
-        return SearchResult(_reranked(nearest, vectors, k, reranker).matches(), name)
+        return SearchResult(rerank_each(nearest, vectors, k, reranker).matches(), name)
 
     def entries(self, where: Where | None = None) -> Entries:
         """Return all that is kept of some entries, in the order in which they were added.
@@ -388,7 +400,7 @@ class Gallery:
         Raises:
             ValueError: Not above 0.
         """
-        _check_ttl(ttl)
+        check_ttl(ttl)
         self._storage.describe(ttl=ttl)
 
     def compact(self) -> int:
@@ -446,157 +458,6 @@ class Gallery:
             same = (description.model, description.revision) == (table.model, table.revision)
         if not same:
             raise GalleryError(
-                f"{self._name} holds embeddings of {_model_text(description)}, got those of "
-                f"{_model_text(table)}; encode both with one model"
+                f"{self._name} holds embeddings of {model_text(description)}, got those of "
+                f"{model_text(table)}; encode both with one model"
             )
-
-    def _check_wanted(self, wanted: Mapping[str, Any]) -> None:
-        """Refuse to open a gallery as what it is not."""
-        description = self._storage.description
-        given = {key: value for key, value in wanted.items() if value not in (None, "")}
-        if given.get("width", description.width) != description.width and description.width:
-            raise GalleryError(
-                f"{self._name} has vectors of width {description.width}, not {wanted['width']}"
-            )
-        names = ("fingerprint",) if "fingerprint" in given else ("model", "revision")
-        if any(getattr(description, name) != given[name] for name in names if name in given):
-            raise GalleryError(
-                f"{self._name} holds embeddings of {_model_text(description)}, not of "
-                f"{_model_text(dataclasses.replace(description, **given))}"
-            )
-        if given.get("ttl", description.ttl) != description.ttl:
-            raise GalleryError(
-                f"{self._name} keeps entries for {description.ttl} seconds, not {wanted['ttl']}; "
-                "set_ttl changes that"
-            )
-
-
-def _open_folder(
-    folder: Path,
-    storage: str,
-    index: IndexName,
-    wanted: dict[str, Any],
-    read_only: bool,
-    timeout: float,
-    verify: bool,
-    clock: Callable[[], float],
-) -> Storage:
-    from tfclip.gallery.disk import DiskStorage
-    from tfclip.gallery.faiss_storage import FaissStorage, check_faiss
-    from tfclip.gallery.journal import INDEX, Description, Journal
-
-    if storage == "faiss":
-        check_faiss()
-    if not (folder / INDEX).exists():
-        if read_only or not names_something(wanted):
-            raise GalleryError(f"there is no gallery in {folder}; dim= or model= makes one")
-        Journal.create(folder, Description(**wanted), timeout)
-    journal = Journal(folder, read_only=read_only, timeout=timeout, verify=verify)
-    opened = (
-        FaissStorage(journal, clock, index) if storage == "faiss" else DiskStorage(journal, clock)
-    )
-    if not read_only:
-        opened.tidy()
-    return opened
-
-
-def names_something(wanted: Mapping[str, Any]) -> bool:
-    """Tell whether enough is known to make a gallery."""
-    return bool(wanted["width"] or wanted["model"] or wanted["fingerprint"])
-
-
-def _wanted(
-    dim: int | None,
-    model: str | nn.Module | None,
-    revision: str | None,
-    fingerprint: str | None,
-    ttl: float | None,
-) -> dict[str, Any]:
-    if model is not None and not isinstance(model, str):
-        from tfclip.data.embeddings import model_fingerprint
-
-        module: Any = model
-        fingerprint = fingerprint or model_fingerprint(module)
-        dim = dim or module.embedding_dim
-        model = None
-    return {
-        "width": dim,
-        "model": model or "",
-        "revision": revision,
-        "fingerprint": fingerprint or "",
-        "ttl": ttl,
-    }
-
-
-def _model_text(described: Any) -> str:
-    revision = f" at {described.revision}" if described.revision else ""
-    name = described.model or "a model without a name"
-    return f"{name}{revision} ({described.fingerprint or 'none'})"
-
-
-def _check_ttl(ttl: float | None) -> None:
-    if ttl is not None and not 0 < ttl < math.inf:
-        raise ValueError(f"ttl must be above 0 and finite, got {ttl}")
-
-
-def _excluded(cameras: Iterable[int]) -> tuple[int, ...]:
-    listed = list(cameras)
-    column = make_cameras(listed, len(listed), "exclude_cameras")
-    return tuple(camera for camera in column.tolist() if camera != UNKNOWN)
-
-
-def _own_cameras(cameras: Sequence[int | None] | None, count: int) -> np.ndarray:
-    if cameras is None:
-        raise ValueError("query_cameras must be given with exclude_same_camera, got None")
-    column = make_cameras(cameras, count, "query_cameras")
-    unknown = np.flatnonzero(column == UNKNOWN)
-    if len(unknown):
-        raise ValueError(
-            "query_cameras must be known with exclude_same_camera, "
-            f"got None at position {unknown[0]}"
-        )
-    return column
-
-
-def _own_ids(ids: Sequence[str | None] | None, count: int) -> tuple[str | None, ...]:
-    if ids is None:
-        raise ValueError("query_ids must be given with exclude_same_id, got None")
-    if isinstance(ids, str) or len(ids) != count:
-        raise ValueError(f"query_ids must have one entry for each of {count} queries, got {ids!r}")
-    return tuple(ids)
-
-
-def _reranker(rerank: Rerank) -> Callable[[Tensor, Tensor], Tensor]:
-    if callable(rerank):
-        return rerank
-    if rerank != "k_reciprocal":
-        raise ValueError(f"rerank must be 'k_reciprocal' or a function, got {rerank!r}")
-    from tfclip import functional
-
-    return getattr(functional, f"{rerank}_rerank")
-
-
-def _reranked(
-    nearest: Nearest, queries: np.ndarray, k: int, reranker: Callable[[Tensor, Tensor], Tensor]
-) -> Nearest:
-    """Order the candidates of each query anew; equal distances keep their order."""
-    import torch
-
-    rows = np.full((len(queries), k), UNKNOWN, dtype=np.int64)
-    distances = np.full((len(queries), k), np.inf)
-    for position, candidates in enumerate(nearest.rows):
-        candidates = candidates[candidates != UNKNOWN]
-        if not len(candidates):
-            continue
-        vectors = torch.from_numpy(nearest.entries.vectors[candidates])
-        found = reranker(torch.from_numpy(queries[position : position + 1]), vectors)
-        if tuple(found.shape) != (1, len(candidates)):
-            raise ValueError(
-                f"rerank must return distances (1, {len(candidates)}), "
-                f"got shape {tuple(found.shape)}"
-            )
-        new = found[0].detach().cpu().double().numpy()
-        order = np.argsort(new, kind="stable")[:k]
-        rows[position, : len(order)] = candidates[order]
-        distances[position, : len(order)] = new[order]
-    return Nearest(nearest.entries, rows, distances)

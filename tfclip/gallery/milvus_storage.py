@@ -18,6 +18,7 @@ from tfclip.gallery.disk import check_width, no_entries
 from tfclip.gallery.entries import UNKNOWN, Entries, Values, make_ids
 from tfclip.gallery.exact import Best, squared_distances
 from tfclip.gallery.journal import Description
+from tfclip.gallery.opening import names_something
 from tfclip.gallery.query import Nearest, NewEntries, Query
 
 _TEXT_LENGTH = 65_535  # the most that Milvus allows
@@ -51,8 +52,7 @@ def open_milvus(
         ) from error
     if "://" not in uri:
         folder = Path(uri)
-        makes = wanted["width"] or wanted["model"] or wanted["fingerprint"]
-        if not folder.exists() and (read_only or not makes):
+        if not folder.exists() and (read_only or not names_something(wanted)):
             raise GalleryError(f"there is no gallery in {folder}; dim= or model= makes one")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -97,8 +97,7 @@ class MilvusStorage:
         self._mutex = threading.RLock()
         with _failures(uri):
             if not client.has_collection(self._about):
-                makes = wanted["width"] or wanted["model"] or wanted["fingerprint"]
-                if read_only or not makes:
+                if read_only or not names_something(wanted):
                     raise GalleryError(
                         f"there is no gallery {collection} in {uri}; dim= or model= makes one"
                     )
