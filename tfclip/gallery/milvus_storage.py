@@ -24,6 +24,7 @@ from tfclip.gallery.query import Nearest, NewEntries, Query
 _TEXT_LENGTH = 65_535  # the most that Milvus allows
 _ID_LENGTH = 512
 _BATCH = 1_000  # entries in one request
+_LARGEST_BATCH = 4_096  # entries returned at once
 _LARGEST_K = 16_384  # the most that Milvus returns for a query
 _SPARE = 16  # candidates beyond k, whose exact distances then decide
 _COLUMNS = ["id", "number", "camera", "time", "added", "person", "metadata"]
@@ -95,6 +96,7 @@ class MilvusStorage:
         self._clock = clock
         self._read_only = read_only
         self._mutex = threading.RLock()
+        self._closed = False
         with _failures(uri):
             if not client.has_collection(self._about):
                 if read_only or not names_something(wanted):
@@ -171,6 +173,8 @@ class MilvusStorage:
 
     def search(self, query: Query) -> Nearest:
         """Return the nearest entries of each query."""
+        if query.k > _LARGEST_K - _SPARE:
+            raise ValueError(f"k must be at most {_LARGEST_K - _SPARE} in Milvus, got {query.k}")
         count, description = len(query.vectors), self.description
         best = Best(count, query.k)
         if not self._has_entries():
@@ -208,7 +212,7 @@ class MilvusStorage:
                 self._name,
                 data=query.vectors[queries].tolist(),
                 filter=text,
-                limit=min(query.k + _SPARE, _LARGEST_K),
+                limit=query.k + _SPARE,
                 output_fields=[*_COLUMNS, "vector"],
             )
         for q, answer in zip(queries.tolist(), answers, strict=True):
@@ -235,13 +239,22 @@ class MilvusStorage:
         return _entries(rows, description, vectors)
 
     def _batches(self, text: str, vectors: bool) -> Iterator[list[dict[str, Any]]]:
+        """Yield all that a filter lets through, though Milvus returns only so many at a time."""
         columns = [*_COLUMNS, "vector"] if vectors else _COLUMNS
-        iterator = self._client.query_iterator(
-            self._name, filter=text, output_fields=columns, batch_size=_BATCH
-        )
-        while batch := iterator.next():
-            yield [dict(row) for row in batch]
-        iterator.close()
+        ranges = [(0, self.description.next_number)]
+        while ranges:
+            low, high = ranges.pop()
+            rows = self._client.query(
+                self._name,
+                filter=f"({text}) and number >= {low} and number < {high}",
+                output_fields=columns,
+                limit=_LARGEST_BATCH,
+            )
+            if len(rows) < _LARGEST_BATCH or high - low == 1:
+                yield [dict(row) for row in rows]
+            else:
+                middle = (low + high) // 2
+                ranges += [(low, middle), (middle, high)]
 
     def forget(self, conditions: tuple[Where, ...]) -> int:
         """Remove entries from all results; Milvus takes them off the disk when it compacts."""
@@ -291,9 +304,11 @@ class MilvusStorage:
         return {"uri": self._uri, "collection": self._name}
 
     def close(self) -> None:
-        """Write out and disconnect."""
-        self.save()
-        self._client.close()
+        """Write out and disconnect; a second time does nothing."""
+        if not self._closed:
+            self.save()
+            self._client.close()
+            self._closed = True
 
     def _has_entries(self) -> bool:
         with _failures(self._uri):
@@ -339,7 +354,9 @@ class MilvusStorage:
 
     def _make_collection(self, name: str, schema: Any) -> None:
         parameters = self._client.prepare_index_params()
-        parameters.add_index("vector", index_type="AUTOINDEX", metric_type="L2")
+        # For vectors of length 1 the inner product orders as the distance does; Milvus Lite holds
+        # every difference of two vectors in memory to compute the latter.
+        parameters.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
         self._client.create_collection(
             name, schema=schema, index_params=parameters, consistency_level="Strong"
         )
