@@ -225,6 +225,20 @@ def test_milvus_keeps_replaces_and_forgets(tmp_path: Path, milvus: Gallery) -> N
     assert (tmp_path / "m").stat().st_mode & 0o777 == 0o700
 
 
+def test_milvus_returns_more_than_one_batch(
+    milvus: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfclip.gallery.milvus_storage._LARGEST_BATCH", 7)
+    milvus.add(clustered(100), **columns(100))
+    assert milvus.entries().ids == tuple(f"track-{i}" for i in range(100))
+    inside = milvus.entries({"camera": [0, 1]})
+    assert inside.ids == tuple(f"track-{i}" for i in range(100) if i % 3 < 2 and i % 7)
+    assert milvus.forget(where={"camera": [0, 1]}) == len(inside)
+    assert len(milvus) == 100 - len(inside)
+    with pytest.raises(ValueError, match="k must be at most 16368 in Milvus"):
+        milvus.search(clustered(1), k=20_000)
+
+
 def test_in_milvus_too_entries_expire(tmp_path: Path) -> None:
     pytest.importorskip("milvus_lite", reason="needs milvus-lite")
     now = [0.0]
