@@ -117,10 +117,13 @@ def run(size: int, storages: list[str], number: int, scratch: Path) -> None:
         )
         show(size, f"faiss {kind}", size / building, opening, together, alone, recall(found, exact))
     if "milvus" in storages:
-        with Gallery.open(scratch / f"milvus-{size}", storage="milvus", dim=WIDTH) as gallery:
+        options = {"storage": "milvus", "dim": WIDTH}
+        with Gallery.open(scratch / f"milvus-{size}", **options) as gallery:
             added = size / fill(gallery, size)
             together, alone, found = measure(gallery, queries)
-            show(size, "milvus lite", added, 0, together, alone, recall(found, complete))
+        opening, gallery = seconds(lambda: Gallery.open(scratch / f"milvus-{size}", **options))
+        gallery.close()
+        show(size, "milvus lite", added, opening, together, alone, recall(found, complete))
 
 
 def show(size: int, name: str, added: float, opening: float, *rest: float) -> None:

@@ -65,6 +65,7 @@ class FaissStorage(DiskStorage):
         self._trained_on = 0
         self._path = journal.folder / f"faiss-{kind}.index"
         self._saved: bytes | None = None
+        self._synced = b"", self._numbers  # the gallery.json that the index is up to, its numbers
 
     def _search(self, snapshot: Snapshot, masks: list[np.ndarray], query: Query) -> Best:
         mask = np.concatenate([*masks, np.empty(0, dtype=bool)])
@@ -154,6 +155,8 @@ class FaissStorage(DiskStorage):
 
     def _sync(self, snapshot: Snapshot) -> np.ndarray:
         """Bring the index up to the entries; return the number of each."""
+        if snapshot.written == self._synced[0]:
+            return self._synced[1]
         live = np.concatenate([segment.entries.numbers for segment in snapshot.segments])
         if self._index is None:
             self._load(snapshot.description.width or 0)
@@ -177,6 +180,7 @@ class FaissStorage(DiskStorage):
                 index = self._index
                 index.add_with_ids(entries.vectors[new:], entries.numbers[new:])
                 self._numbers = np.concatenate([self._numbers, entries.numbers[new:]])
+        self._synced = snapshot.written, live
         return live
 
     def _build(self, snapshot: Snapshot, live: np.ndarray) -> Any:
@@ -200,14 +204,14 @@ class FaissStorage(DiskStorage):
     def _load(self, width: int) -> None:
         """Read the index from its file, unless that is damaged."""
         try:
-            data = self._path.read_bytes()
+            file = np.fromfile(self._path, dtype=np.uint8)
         except OSError:
             return
-        digest, data = data[:_CHECKSUM], data[_CHECKSUM:]
+        digest, data = file[:_CHECKSUM].tobytes(), file[_CHECKSUM:]
         if hashlib.sha256(data).hexdigest().encode() != digest:
             _logger.warning("%s is damaged: the index is made anew", self._path)
             return
-        index = self._faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
+        index = self._faiss.deserialize_index(data)
         if index.d != width:
             return
         if self._kind == "ivf":
@@ -233,8 +237,9 @@ class FaissStorage(DiskStorage):
             live = self._sync(snapshot)
             if len(live) != len(self._numbers):  # a graph that holds forgotten ones
                 self._index = self._build(snapshot, live)
+                self._synced = b"", live
                 self._sync(snapshot)
-            data = self._faiss.serialize_index(self._index).tobytes()
+            data = self._faiss.serialize_index(self._index)
             with replace_when_done(self._path) as temporary:
                 temporary.chmod(0o600)
                 with temporary.open("wb") as file:

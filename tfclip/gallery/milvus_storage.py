@@ -26,6 +26,7 @@ _ID_LENGTH = 512
 _BATCH = 1_000  # entries in one request
 _LARGEST_BATCH = 4_096  # entries returned at once
 _LARGEST_K = 16_384  # the most that Milvus returns for a query
+_PENDING = 1_000  # entries that Milvus Lite holds in memory, where its search is slow
 _SPARE = 16  # candidates beyond k, whose exact distances then decide
 _COLUMNS = ["id", "number", "camera", "time", "added", "person", "metadata"]
 
@@ -97,6 +98,8 @@ class MilvusStorage:
         self._read_only = read_only
         self._mutex = threading.RLock()
         self._closed = False
+        self._is_lite = "://" not in uri
+        self._pending = 0  # entries that were added since the last flush
         with _failures(uri):
             if not client.has_collection(self._about):
                 if read_only or not names_something(wanted):
@@ -151,6 +154,9 @@ class MilvusStorage:
             for start in range(0, len(ids), _BATCH):
                 rows = range(start, min(start + _BATCH, len(ids)))
                 self._client.upsert(self._name, [_row(entries, row) for row in rows])
+            self._pending += len(ids)
+            if self._is_lite and self._pending >= _PENDING:
+                self.save()
         return ids
 
     def _check_ids(self, ids: tuple[str, ...], replace: bool) -> None:
@@ -298,6 +304,7 @@ class MilvusStorage:
         if not self._read_only and self._has_entries():
             with _failures(self._uri):
                 self._client.flush(self._name)
+            self._pending = 0
 
     def about(self) -> dict[str, object]:
         """Return where Milvus is and the collection's name."""
