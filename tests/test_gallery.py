@@ -334,6 +334,7 @@ def stop_after(number: int, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(owner, name, stopping(getattr(owner, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["add", "replace", "forget", "compact"])
 def test_stopping_before_any_call_of_the_system_leaves_the_old_or_the_new_gallery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
@@ -407,14 +408,14 @@ def contents(folder: Path) -> list[bytes]:
 
 def test_a_gallery_that_grows_by_single_entries_has_few_files(tmp_path: Path) -> None:
     gallery = Gallery.open(tmp_path / "g", dim=8)
-    for number in range(100):
+    for number in range(50):
         gallery.add(rows(1, seed=number))
-    assert gallery.info()["segments"] <= 7  # 100 has seven binary digits
-    assert gallery.entries().ids == tuple(map(str, range(100)))
-    gallery.forget([str(number) for number in range(0, 100, 2)])
+    assert gallery.info()["segments"] <= 6  # 50 has six binary digits
+    assert gallery.entries().ids == tuple(map(str, range(50)))
+    gallery.forget([str(number) for number in range(0, 50, 2)])
     gallery.compact()
     assert gallery.info()["segments"] == 1
-    assert gallery.entries().ids == tuple(map(str, range(1, 100, 2)))
+    assert gallery.entries().ids == tuple(map(str, range(1, 50, 2)))
 
 
 def test_large_additions_are_cut_into_segments(

@@ -207,7 +207,8 @@ class FaissStorage(DiskStorage):
             file = np.fromfile(self._path, dtype=np.uint8)
         except OSError:
             return
-        digest, data = file[:_CHECKSUM].tobytes(), file[_CHECKSUM:]
+        digest = file[:_CHECKSUM].tobytes()
+        data: Any = file[_CHECKSUM:]
         if hashlib.sha256(data).hexdigest().encode() != digest:
             _logger.warning("%s is damaged: the index is made anew", self._path)
             return
@@ -239,7 +240,7 @@ class FaissStorage(DiskStorage):
                 self._index = self._build(snapshot, live)
                 self._synced = b"", live
                 self._sync(snapshot)
-            data = self._faiss.serialize_index(self._index)
+            data: Any = self._faiss.serialize_index(self._index)
             with replace_when_done(self._path) as temporary:
                 temporary.chmod(0o600)
                 with temporary.open("wb") as file:
