@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import mmap
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tfclip.errors import MissingExtraError
+from tfclip.errors import MissingExtraError, SaveError
 from tfclip.files import replace_when_done
 from tfclip.gallery.disk import DiskStorage, row_of
 from tfclip.gallery.exact import Best, squared_distances
@@ -23,7 +25,7 @@ _SPARE = 16  # candidates beyond k, whose exact distances then decide
 _DEAD = 0.2  # of a graph, which cannot forget: with more forgotten entries it is built anew
 _GROWTH = 4  # of a gallery, after which its centroids are trained anew
 _PER_LIST = 64  # entries for each centroid, of which FAISS wants at least 39 to train it
-_CHECKSUM = 64  # hexadecimal digits before the index in its file
+_CHECKSUM = 64  # hexadecimal digits behind the index in its file
 
 _logger = logging.getLogger(__name__)
 
@@ -204,15 +206,18 @@ class FaissStorage(DiskStorage):
     def _load(self, width: int) -> None:
         """Read the index from its file, unless that is damaged."""
         try:
-            file = np.fromfile(self._path, dtype=np.uint8)
-        except OSError:
+            with self._path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # there is none, or it is empty
+            if self._path.exists():
+                _logger.warning("%s is damaged: the index is made anew", self._path)
             return
-        digest = file[:_CHECKSUM].tobytes()
-        data: Any = file[_CHECKSUM:]
-        if hashlib.sha256(data).hexdigest().encode() != digest:
+        with mapped, memoryview(mapped) as view, view[:-_CHECKSUM] as data:
+            whole = hashlib.sha256(data).hexdigest().encode() == view[-_CHECKSUM:].tobytes()
+        if not whole:
             _logger.warning("%s is damaged: the index is made anew", self._path)
             return
-        index = self._faiss.deserialize_index(data)
+        index = self._faiss.read_index(str(self._path))  # it does not look at what follows
         if index.d != width:
             return
         if self._kind == "ivf":
@@ -240,12 +245,16 @@ class FaissStorage(DiskStorage):
                 self._index = self._build(snapshot, live)
                 self._synced = b"", live
                 self._sync(snapshot)
-            data: Any = self._faiss.serialize_index(self._index)
             with replace_when_done(self._path) as temporary:
                 temporary.chmod(0o600)
-                with temporary.open("wb") as file:
-                    file.write(hashlib.sha256(data).hexdigest().encode())
-                    file.write(data)
+                try:
+                    self._faiss.write_index(self._index, str(temporary))
+                except RuntimeError as error:
+                    raise SaveError(f"cannot write {self._path}: {error}") from error
+                with temporary.open("rb+") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    file.seek(0, os.SEEK_END)
+                    file.write(digest.encode())
             self._saved = snapshot.written
 
     def about(self) -> dict[str, object]:
