@@ -192,3 +192,26 @@ def test_what_cannot_be_done_is_one_line(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     assert run("cluster", files[0], "--threshold", "1", *end) == 1
     assert "pip install 'tfclip[cluster]'" in capsys.readouterr().err
+
+
+def test_a_gallery_is_grouped_as_the_files_it_was_made_of(files, tmp_path, capsys):
+    for camera, file in enumerate(files):  # in a gallery a name can stand once only
+        seen = EmbeddingTable.load(file)
+        names = tuple(f"{camera}/{name}" for name in seen.names)
+        dataclasses.replace(seen, names=names, model="one").save(file)
+        assert run("gallery", "add", tmp_path / "gallery", file) == 0
+    ours, expected = tmp_path / "ours.csv", tmp_path / "expected.csv"
+    assert run("gallery", "cluster", tmp_path / "gallery", "--threshold", 0.5, "--out", ours) == 0
+    assert "17 tracklets" in capsys.readouterr().out
+    assert run("cluster", *files, "--threshold", 0.5, "--out", expected) == 0
+    labels = [{row["name"]: row["label"] for row in read(path)} for path in (ours, expected)]
+    assert labels[0] == labels[1]
+    assert len(labels[0]) == 17
+
+
+def test_a_gallery_that_is_not_there_is_one_line(tmp_path, capsys):
+    arguments = ("--threshold", 0.5, "--out", tmp_path / "people.csv")
+    assert run("gallery", "cluster", tmp_path / "nothing", *arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothing" in line
+    assert not (tmp_path / "people.csv").exists()

@@ -432,16 +432,14 @@ def test_reranking_orders_the_candidates_of_each_query_anew(tmp_path: Path) -> N
 
 
 def test_k_reciprocal_reranking_is_that_of_functional(tmp_path: Path) -> None:
-    rerank = getattr(tfclip.functional, "k_reciprocal_rerank", None)
-    if rerank is None:
-        pytest.skip("functional has no k_reciprocal_rerank yet")
     gallery = Gallery.open(tmp_path / "g", dim=8)
     ids = gallery.add(rows(80))
     query = torch.from_numpy(rows(1, seed=5)).float()
     unit = torch.nn.functional.normalize(query)
     near = gallery.search(query, k=50).ids[0]
     order = [ids.index(id_) for id_ in near]
-    distances = rerank(unit, torch.from_numpy(gallery.entries().vectors[order]))[0]
+    candidates = torch.from_numpy(gallery.entries().vectors[order])
+    distances = tfclip.functional.k_reciprocal_rerank(unit, candidates)[0]
     expected = [near[i] for i in distances.argsort(stable=True)[:10].tolist()]
     found = gallery.search(query, k=10, rerank="k_reciprocal", rerank_candidates=50)
     assert (found.ids, found.metric) == ([expected], "k_reciprocal")

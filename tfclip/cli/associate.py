@@ -49,18 +49,6 @@ Example:
         "files", type=existing, nargs="+", metavar="FILE", help="a file of tfclip encode"
     )
     add_options(command)
-
-
-def add_options(command: Any) -> None:
-    """Add the options that say how to group, which ``group`` reads."""
-    cut = command.add_mutually_exclusive_group(required=True)
-    cut.add_argument("--threshold", type=_distance, metavar="T", help="distance, from 0 on")
-    cut.add_argument(
-        "--false-match-rate", type=_rate, metavar="R", help="above 0, at most 1; needs --fit-on"
-    )
-    command.add_argument(
-        "--fit-on", type=existing, nargs="+", metavar="FILE", help="embeddings of other people"
-    )
     command.add_argument(
         "--same-camera-overlap",
         action="store_true",
@@ -70,6 +58,19 @@ def add_options(command: Any) -> None:
         "--camera-per-file",
         action="store_true",
         help="each file is a camera of its own, whatever it says",
+    )
+
+
+def add_options(command: Any) -> None:
+    """Add the options that say how to group, which ``group`` reads."""
+    command.set_defaults(same_camera_overlap=False, camera_per_file=False)
+    cut = command.add_mutually_exclusive_group(required=True)
+    cut.add_argument("--threshold", type=_distance, metavar="T", help="distance, from 0 on")
+    cut.add_argument(
+        "--false-match-rate", type=_rate, metavar="R", help="above 0, at most 1; needs --fit-on"
+    )
+    command.add_argument(
+        "--fit-on", type=existing, nargs="+", metavar="FILE", help="embeddings of other people"
     )
     command.add_argument(
         "--linkage", choices=("average", "complete", "single"), default="average", help="(average)"

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfclip.cli import associate
 from tfclip.cli.shared import UsageError, add_command, natural, positive
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ Example:
     _add_add(parts)
     _add_search(parts)
     _add_forget(parts)
+    _add_cluster(parts)
     info = add_command(
         parts,
         "info",
@@ -143,6 +145,28 @@ Example:
     )
 
 
+def _add_cluster(parts: Any) -> None:
+    cluster = add_command(
+        parts,
+        "cluster",
+        run_cluster,
+        "group the tracklets of a gallery into people",
+        """
+Group all entries into people, as tfclip cluster does with files: the nearest are merged
+first, until they are farther apart than a threshold. Writes a table with one line for
+each entry, whose column "label" is the same for the same person. The gallery itself
+stays as it is.
+
+Example:
+  tfclip gallery cluster people/ --threshold 0.5 --out people.csv
+  tfclip gallery cluster people/ --false-match-rate 0.001 --fit-on known.safetensors
+         --out people.csv
+""",
+    )
+    _add_gallery(cluster)
+    associate.add_options(cluster)
+
+
 def _add_gallery(command: Any) -> None:
     command.add_argument("gallery", metavar="GALLERY", help="a folder, or http://HOST:PORT")
     command.add_argument(
@@ -244,6 +268,13 @@ def run_forget(options: argparse.Namespace) -> None:
             added_before=None if options.older is None else time.time() - options.older,
         )
         print(f"{count} entries forgotten; {options.gallery} holds {len(gallery)}")
+
+
+def run_cluster(options: argparse.Namespace) -> None:
+    """Group the entries of a gallery into people."""
+    with open_gallery(options) as gallery:
+        table = gallery.to_table()
+    associate.group([(options.gallery, table)], options)
 
 
 def run_info(options: argparse.Namespace) -> None:
