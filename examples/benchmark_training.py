@@ -80,7 +80,8 @@ class Step:
             )
         self.frames = torch.randn(num_clips, NUM_FRAMES, 3, *config.frame_size, device=device)
         self.cameras = torch.arange(num_clips, device=device) % MARS["num_cameras"]
-        self.identities = torch.arange(num_clips, device=device) // CLIPS_OF_A_PERSON
+        of_a_person = max(1, min(CLIPS_OF_A_PERSON, num_clips // 2))  # two persons at least
+        self.identities = torch.arange(num_clips, device=device) // of_a_person
 
     def __call__(self) -> float:
         """Do the step and return the loss."""
