@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -130,8 +130,9 @@ def measure_one(options: argparse.Namespace) -> None:
     step()
     if options.device.startswith("cuda"):
         print(torch.cuda.max_memory_allocated() / 2**20)
-    else:  # Linux counts KiB
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    else:  # what getrusage says would include what the parent process held
+        status = Path("/proc/self/status").read_text()
+        print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def measure_prompt(options: argparse.Namespace) -> None:
