@@ -399,6 +399,17 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, model_folder, ca
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_another_precision_is_no_other_model(crops, tmp_path, model_folder):
+    tables = []
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / f"{dtype}.safetensors"
+        assert run("encode", crops, "--out", out, "--model", model_folder, "--dtype", dtype) == 0
+        tables.append(EmbeddingTable.load(out))
+    tables[0].check_comparable(tables[1])
+    assert tables[0].fingerprint == tables[1].fingerprint
+    assert not torch.equal(tables[0].embeddings, tables[1].embeddings)
+
+
 def full_disk(*arguments, **options):
     raise OSError(errno.ENOSPC, "No space left on device")
 

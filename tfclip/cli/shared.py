@@ -126,7 +126,8 @@ def load_model(options: argparse.Namespace) -> tuple[TFCLIP, str | None, str]:
     model = TFCLIP.from_pretrained(options.model, revision=commit)
     if model.config.provenance.get("weights") == "random":
         _say_untrained(options.model)
-    return model.to(device, getattr(torch, options.dtype)), commit, model_fingerprint(model)
+    fingerprint = model_fingerprint(model)  # before the cast, which is no other model
+    return model.to(device, getattr(torch, options.dtype)), commit, fingerprint
 
 
 def _say_untrained(name: str) -> None:
