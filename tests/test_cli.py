@@ -502,15 +502,15 @@ def test_a_job_refuses_what_it_could_not_write_or_take_up_again(tiny_model, crop
 @pytest.fixture
 def small_groups(monkeypatch):
     """Put finished work on disk after every few frames."""
-    monkeypatch.setattr("tfclip.jobs._GROUP_FRAMES", 6)
+    monkeypatch.setattr("tfclip.groups.GROUP_FRAMES", 6)
 
 
 STOPS_ITSELF = """
 import os, sys
-from tfclip import encoding, jobs
+from tfclip import encoding, groups
 from tfclip.cli import main
 
-jobs._GROUP_FRAMES = 6
+groups.GROUP_FRAMES = 6
 signal, batches = int(sys.argv[1]), int(sys.argv[2])
 run, runs = encoding.StreamEncoder._run_batch, []
 

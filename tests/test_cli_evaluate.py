@@ -15,6 +15,7 @@ from tfclip.cli import main
 from tfclip.data import Dataset, EmbeddingTable, Protocol, SyntheticTracklets, read_folder
 from tfclip.errors import TableError
 from tfclip.evaluation import evaluate_model
+from tfclip.groups import GroupEncoder
 
 LAYOUT = ("--layout", "{person}/{camera}/{tracklet}")
 
@@ -143,7 +144,7 @@ def test_what_cannot_be_done_is_one_sentence_and_encodes_nothing(
     def refuse(*arguments, **options):
         raise AssertionError("something was encoded")
 
-    monkeypatch.setattr(TFCLIP, "encode_sequences", refuse)
+    monkeypatch.setattr(GroupEncoder, "encode", refuse)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     one = people / "one" / "0000" / "0"
@@ -171,7 +172,7 @@ def test_an_interruption_says_that_the_command_goes_on_if_it_does(
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TFCLIP, "encode_sequences", interrupt)
+    monkeypatch.setattr(GroupEncoder, "encode", interrupt)
     command = ("evaluate", "mars", "--root", mars / "MARS", "--model", mars / "model")
     assert run(*command) == 130
     assert in_one_sentence(capsys.readouterr().err) == "tfclip: interrupted"

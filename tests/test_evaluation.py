@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tfclip import TFCLIP, functional, jobs
+from tfclip import TFCLIP, functional, groups
 from tfclip.data import (
     Dataset,
     Protocol,
@@ -290,7 +290,7 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_report(
     settings = {"frames": ("dense", "rrs"), "use_cameras": "both", "cache": tmp_path / "cache"}
     first = evaluate_model(tiny_model, dataset, **settings)
     assert len(list((tmp_path / "cache").iterdir())) == 4
-    monkeypatch.setattr(TFCLIP, "encode_sequences", refuse)
+    monkeypatch.setattr(groups.GroupEncoder, "encode", refuse)
     again = evaluate_model(tiny_model, dataset, model_name="moved", **settings)
     assert again.to_dict()["rows"] == first.to_dict()["rows"]
     with pytest.raises(AssertionError, match="something was encoded"):
@@ -303,7 +303,7 @@ def test_a_touched_file_or_another_model_is_encoded_anew(tiny_config, tmp_path, 
     models = [TFCLIP(tiny_config).eval() for _ in range(2)]
     settings = {"cache": tmp_path / "cache"}
     evaluate_model(models[0], dataset, **settings)
-    monkeypatch.setattr(TFCLIP, "encode_sequences", refuse)
+    monkeypatch.setattr(groups.GroupEncoder, "encode", refuse)
     evaluate_model(models[0], dataset, **settings)
     with pytest.raises(AssertionError, match="something was encoded"):
         evaluate_model(models[1], dataset, **settings)
@@ -328,21 +328,22 @@ def test_a_damaged_file_of_the_cache_is_made_anew(tiny_model, dataset, tmp_path,
 
 def test_an_interrupted_run_goes_on_where_it_was(tiny_model, dataset, tmp_path, monkeypatch):
     expected = evaluate_model(tiny_model, dataset)
-    monkeypatch.setattr(jobs, "_GROUP_FRAMES", 10)
-    whole, counts = TFCLIP.encode_sequences, []
+    monkeypatch.setattr(groups, "GROUP_FRAMES", 10)
+    whole, counts, stop = groups.GroupEncoder.encode, [], [3]
 
-    def interrupted(self, tracklets, *arguments, **options):
-        counts.append(len(tracklets))
-        if len(counts) == 4:
-            raise KeyboardInterrupt
-        return whole(self, tracklets, *arguments, **options)
+    def interrupted(self, *arguments):
+        for encoded in whole(self, *arguments):
+            if len(counts) in stop:
+                raise KeyboardInterrupt
+            counts.append(len(encoded[0]))
+            yield encoded
 
-    monkeypatch.setattr(TFCLIP, "encode_sequences", interrupted)
+    monkeypatch.setattr(groups.GroupEncoder, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_model(tiny_model, dataset, cache=tmp_path)
-    finished = sum(counts[:3])
-    del counts[:]
-    counts += [0] * 4  # no more interruptions
+    finished = sum(counts)
+    assert 0 < finished < 21
+    del counts[:], stop[:]
     report = evaluate_model(tiny_model, dataset, cache=tmp_path)
     assert sum(counts) == 21 - finished
     assert report.rows[0].result.mAP == pytest.approx(expected.rows[0].result.mAP, abs=1e-12)
@@ -355,7 +356,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_model, dataset, tmp_path, 
 def test_wrong_choices_are_refused_before_anything_is_encoded(
     tiny_model, tiny_config, dataset, people, monkeypatch
 ):
-    monkeypatch.setattr(TFCLIP, "encode_sequences", refuse)
+    monkeypatch.setattr(groups.GroupEncoder, "encode", refuse)
     choices: tuple[tuple[dict[str, Any], str], ...] = (
         ({"protocol": "official"}, "protocol of drawn must be one of"),
         ({"frames": "some"}, "frames must be some of"),
@@ -494,7 +495,7 @@ def test_a_threshold_is_never_fitted_on_people_who_are_tested(trained, people, o
 def test_a_rate_that_the_pairs_cannot_show_is_refused_before_anything_is_encoded(
     trained, dataset, monkeypatch
 ):
-    monkeypatch.setattr(TFCLIP, "encode_sequences", refuse)
+    monkeypatch.setattr(groups.GroupEncoder, "encode", refuse)
     with pytest.raises(ValueError, match=r"0\.001 cannot be measured with 60 pairs of two persons"):
         fit_on_training(trained, dataset, 0.001)
 

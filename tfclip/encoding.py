@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,17 +22,17 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from tfclip.ahead import check_workers, read_ahead
 from tfclip.diffusion import mean_over_frames
 from tfclip.errors import FrameError
-from tfclip.frames import Frames, open_frames, sample_dense, sample_restricted
+from tfclip.frames import open_frames, sample_dense
 from tfclip.preprocess import Preprocess
+from tfclip.reading import Reading, Sampling, TrackletRequest, request_tracklet
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tfclip.model import TFCLIP
-
-Sampling = Literal["dense", "rrs", "all"]
 
 BATCH_FRAMES = 64
 """Frames that go through the tower at once, unless said otherwise."""
@@ -49,6 +49,14 @@ class _Clip:
     frames: list[Tensor]  # uint8, (3, H, W) each
     counts: list[int]
     camera: int
+
+
+class _Batch(NamedTuple):
+    """Clips whose embeddings are on their way."""
+
+    clips: list[_Clip]
+    embeddings: Tensor  # (B, F) float32 on the CPU, to be read after ``arrived``
+    arrived: torch.cuda.Event | None  # None: they are there
 
 
 @dataclass
@@ -73,22 +81,30 @@ class StreamEncoder:
         model: The encoder; used in eval mode, and left in the mode it was in.
         batch_frames: Frames that go through the tower at once.
         normalize: Give embeddings length 1.
+        preprocess: Resizes and normalises frames; None does it as the model's configuration says.
 
     Raises:
         ValueError: ``batch_frames`` is less than 1.
     """
 
     def __init__(
-        self, model: TFCLIP, *, batch_frames: int = BATCH_FRAMES, normalize: bool = True
+        self,
+        model: TFCLIP,
+        *,
+        batch_frames: int = BATCH_FRAMES,
+        normalize: bool = True,
+        preprocess: Preprocess | None = None,
     ) -> None:
         if batch_frames < 1:
             raise ValueError(f"batch_frames must be at least 1, got {batch_frames}")
         self.model = model
         self.batch_frames = batch_frames
         self.normalize = normalize
-        self.preprocess = Preprocess(model.config)
+        self.preprocess = Preprocess(model.config) if preprocess is None else preprocess
         self._tracklets: dict[Hashable, _Tracklet] = {}
         self._waiting: list[_Clip] = []
+        self._running: _Batch | None = None
+        self._uploads: torch.cuda.Stream | None = None
         self._finished: list[tuple[Hashable, Tensor]] = []
 
     def push(self, key: Hashable, frame: np.ndarray, camera: int | None = None) -> None:
@@ -102,12 +118,30 @@ class StreamEncoder:
         Raises:
             ValueError: The camera is out of range.
         """
-        tracklet = self._tracklets.get(key)
-        if tracklet is None:
-            tracklet = self._tracklets[key] = _Tracklet(check_camera(self.model, camera))
-        tracklet.buffer.append(self.preprocess.resize(frame))
+        number = self._check_camera(key, camera)
+        self.push_resized(key, self.preprocess.resize(frame), number)
+
+    def push_resized(self, key: Hashable, frame: Tensor, camera: int | None = None) -> None:
+        """Add the next frame of a tracklet, which ``self.preprocess`` has resized.
+
+        Args:
+            key: As in ``push``.
+            frame: RGB, ``(3, H, W)`` uint8, of the model's frame size.
+            camera: As in ``push``.
+
+        Raises:
+            ValueError: The camera is out of range.
+        """
+        number = self._check_camera(key, camera)
+        tracklet = self._tracklets.setdefault(key, _Tracklet(number))
+        tracklet.buffer.append(frame)
         if len(tracklet.buffer) == self.model.config.clip_length:
             self._add_buffer(key, tracklet)
+
+    def _check_camera(self, key: Hashable, camera: int | None) -> int:
+        """Return the number of a tracklet's camera, which its first frame tells."""
+        tracklet = self._tracklets.get(key)
+        return check_camera(self.model, camera) if tracklet is None else tracklet.camera
 
     def close(self, key: Hashable) -> None:
         """Say that a tracklet has no more frames.
@@ -132,6 +166,7 @@ class StreamEncoder:
         """Run the clips that wait for a batch to fill."""
         while self._waiting:
             self._run_batch()
+        self._collect()
 
     def _add_buffer(self, key: Hashable, tracklet: _Tracklet) -> None:
         """Make a clip of the waiting frames; fewer than a clip has are cycled."""
@@ -163,16 +198,41 @@ class StreamEncoder:
             self._run_batch()
 
     def _run_batch(self) -> None:
-        """Embed the oldest clips that fit into one batch, at least one."""
+        """Start on the oldest clips that fit into one batch, at least one."""
         size, longest, number = 0, 0, 0
         for clip in self._waiting:
+            size += len(clip.frames)
             longest = max(longest, len(clip.frames))
-            size = longest * (number + 1)  # what the temporal head sees, padding included
-            if number and size > self.batch_frames:
+            padded = longest * (number + 1)  # what the temporal head sees
+            if number and (size > self.batch_frames or padded > 2 * self.batch_frames):
                 break
             number += 1
-        batch, self._waiting = self._waiting[:number], self._waiting[number:]
-        for clip, embedding in zip(batch, self._embed(batch), strict=True):
+        clips, self._waiting = self._waiting[:number], self._waiting[number:]
+        batch = self._start(clips)
+        self._collect()
+        self._running = batch
+        if batch.arrived is None:
+            self._collect()
+
+    def _start(self, clips: list[_Clip]) -> _Batch:
+        """Embed clips; a GPU is given the work and is not waited for, so that it never idles."""
+        embeddings = self._embed(clips)
+        device = embeddings.device
+        if device.type != "cuda":
+            return _Batch(clips, embeddings.cpu(), None)
+        arrived = torch.cuda.Event()
+        embeddings = embeddings.to("cpu", non_blocking=True)
+        arrived.record(torch.cuda.current_stream(device))
+        return _Batch(clips, embeddings, arrived)
+
+    def _collect(self) -> None:
+        """Add the embeddings of the batch that is running, if there is one, to their tracklets."""
+        batch, self._running = self._running, None
+        if batch is None:
+            return
+        if batch.arrived is not None:
+            batch.arrived.synchronize()
+        for clip, embedding in zip(batch.clips, batch.embeddings, strict=True):
             tracklet = self._tracklets[clip.key]
             tracklet.total = embedding if tracklet.total is None else tracklet.total + embedding
             tracklet.num_clips += 1
@@ -190,26 +250,40 @@ class StreamEncoder:
         del self._tracklets[key]
 
     def _embed(self, clips: list[_Clip]) -> Tensor:
-        """Return the embeddings of a batch of clips, (B, F), float32 on the CPU."""
+        """Return the embeddings of a batch of clips, (B, F), float32 on the model's device."""
         with torch.inference_mode(), _eval_mode(self.model):
             if len(clips) == 1 and self._is_long(clips[0]):
                 return self._embed_long(clips[0])
             lengths = [len(clip.frames) for clip in clips]
             frames = [frame for clip in clips for frame in clip.frames]
             cameras = [clip.camera for clip in clips for _ in clip.frames]
-            tokens = torch.cat(list(self._tokens(frames, cameras)))
             mask = None
             if any(count != 1 for clip in clips for count in clip.counts) or len(set(lengths)) > 1:
                 counts = [torch.tensor(clip.counts, dtype=torch.float32) for clip in clips]
-                mask = pad_sequence(counts, batch_first=True).to(tokens.device)
+                mask = self._upload(pad_sequence(counts, batch_first=True))
+            tokens = torch.cat(list(self._tokens(frames, cameras)))
             padded = pad_sequence(list(tokens.split(lengths)), batch_first=True)
-            return self.model.embed(padded, mask).float().cpu()
+            return self.model.embed(padded, mask).float()
+
+    def _upload(self, values: Tensor) -> Tensor:
+        """Bring a tensor to the model's device; to a GPU while it works on something else."""
+        device = self.model.device
+        if device.type != "cuda":
+            return values.to(device)
+        if self._uploads is None:
+            self._uploads = torch.cuda.Stream(device)
+        with torch.cuda.stream(self._uploads):
+            values = values.pin_memory().to(device, non_blocking=True)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(self._uploads)
+        values.record_stream(current)  # its memory is not given to others before that is done
+        return values
 
     def _tokens(self, frames: list[Tensor], cameras: list[int]) -> Iterator[Tensor]:
         """Yield the tokens of frames in pieces that the tower takes at once."""
         for start in range(0, len(frames), self.batch_frames):
             stop = start + self.batch_frames
-            pixels = torch.stack(frames[start:stop]).to(self.model.device)
+            pixels = self._upload(torch.stack(frames[start:stop]))
             codes = self.model.camera_codes(
                 torch.tensor(cameras[start:stop]), len(cameras[start:stop])
             )
@@ -253,7 +327,7 @@ class StreamEncoder:
             part: mean_over_frames(frames[part][None], weights[None])
             for part in model.config.descriptor
         }
-        return model.assemble(parts).float().cpu()
+        return model.assemble(parts).float()
 
 
 def encode_sequences(
@@ -265,7 +339,9 @@ def encode_sequences(
     channels: Literal["rgb", "bgr"] = "rgb",
     sampling: Sampling = "dense",
     normalize: bool = True,
+    reading: Reading | None = None,
     batch_frames: int = BATCH_FRAMES,
+    workers: int | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Encode many tracklets; see ``TFCLIP.encode_sequences``."""
@@ -276,6 +352,8 @@ def encode_sequences(
         )
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {get_args(Sampling)}, got {sampling!r}")
+    reading = Reading() if reading is None else reading
+    workers = check_workers(workers, model.device.type)
     sources = list(tracklets)
     if cameras is None:
         cameras = [None] * len(sources)
@@ -295,49 +373,53 @@ def encode_sequences(
         open_frames(source, boxes=box, channels=channels)
         for source, box in zip(sources, boxes, strict=True)
     ]
-    encoder = StreamEncoder(model, batch_frames=batch_frames, normalize=normalize)
+    preprocess = Preprocess(model.config, reading.resizer)
+    encoder = StreamEncoder(
+        model, batch_frames=batch_frames, normalize=normalize, preprocess=preprocess
+    )
     embeddings = torch.empty(len(opened), model.embedding_dim)
-    for i, frames in enumerate(tqdm(opened, unit="tracklet", disable=not progress)):
-        _push_all(encoder, i, frames, numbers[i], sampling)
-        encoder.close(i)
-        for key, embedding in encoder.finished():
-            embeddings[key] = embedding  # type: ignore[index]
+    requests = (
+        request_tracklet(model, preprocess, i, frames, sampling, reading)
+        for i, frames in enumerate(opened)
+    )
+    with (
+        read_ahead(requests, workers=workers, ahead=batch_frames) as read,
+        tqdm(total=len(opened), unit="tracklet", disable=not progress) as bar,
+    ):
+        for request, frames in read:
+            push_tracklet(encoder, request, frames, numbers[request.key])
+            bar.update()
+            for key, embedding in encoder.finished():
+                embeddings[key] = embedding  # type: ignore[index]
     encoder.flush()
     for key, embedding in encoder.finished():
         embeddings[key] = embedding  # type: ignore[index]
     return embeddings
 
 
-def _push_all(
-    encoder: StreamEncoder, key: Hashable, frames: Frames, camera: int, sampling: Sampling
+def push_tracklet(
+    encoder: StreamEncoder, request: TrackletRequest, frames: Iterable[Tensor], camera: int | None
 ) -> None:
-    """Give all clips of a tracklet to an encoder."""
-    if sampling == "dense":
+    """Give all clips of a tracklet to an encoder, and close it.
+
+    Args:
+        encoder: The encoder.
+        request: What ``request_tracklet`` returned.
+        frames: The frames it asked for, resized, ``(3, H, W)`` uint8 each.
+        camera: Number of the tracklet's camera; None or -1 is not known.
+
+    Raises:
+        FrameError: A frame cannot be read.
+        ValueError: The camera is out of range.
+    """
+    if request.clip is None:
         for frame in frames:
-            encoder.push(key, frame, camera)
-        return
-    if sampling == "rrs":
-        indices = sample_restricted(len(frames), encoder.model.config.clip_length)
-        chosen = sorted(set(indices))
-        resized = [encoder.preprocess.resize(frame) for frame in frames.select(chosen)]
-        encoder.add_clip(key, resized, [chosen.index(i) for i in indices], camera)
-        return
-    _check_one_clip(encoder.model, frames)
-    resized = [encoder.preprocess.resize(frame) for frame in frames]
-    encoder.add_clip(key, resized, range(len(resized)), camera)
-
-
-def _check_one_clip(model: TFCLIP, frames: Frames) -> None:
-    """Refuse a tracklet that the temporal head has no positions for, before it is decoded."""
-    longest = model.temporal.max_frames
-    if longest is None or "temporal" not in model.config.descriptor:
-        return
-    if len(frames) > longest:
-        raise FrameError(
-            f"{frames.name} must have at most {longest} frames with sampling='all' and the "
-            f"temporal head {model.config.temporal_head!r}, got {len(frames)}; use "
-            "sampling='dense'"
-        )
+            encoder.push_resized(request.key, frame, camera)
+    else:
+        number = check_camera(encoder.model, camera)
+        resized = list(frames)
+        encoder.add_clip(request.key, resized, request.clip(len(resized)), number)
+    encoder.close(request.key)
 
 
 def check_camera(model: TFCLIP, camera: int | None) -> int:

@@ -9,7 +9,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, get_args
+from typing import Any, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ from tfclip.images import (
     IMAGE_SUFFIXES,
     Channels,
     Picture,
+    Pixels,
     check_array,
     check_picture,
     check_tensor,
     is_folder,
     is_image,
     list_images,
+    open_picture,
     read_picture,
 )
 from tfclip.video import VIDEO_SUFFIXES, Video
@@ -35,7 +37,11 @@ FrameSource: TypeAlias = "Picture | Sequence[Picture] | Frames"
 
 
 class FrameSequence(Protocol):
-    """What gives frames ``(H, W, 3)`` in order, all or some, any number of times."""
+    """What gives frames ``(H, W, 3)`` in order, all or some, any number of times.
+
+    One whose frames can be had singly, from any thread, is an ``IndexedSequence``; others are
+    iterated, by one thread at a time.
+    """
 
     @property
     def known_length(self) -> int | None:
@@ -48,6 +54,19 @@ class FrameSequence(Protocol):
 
     def select(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield the frames of strictly ascending indices."""
+        ...
+
+
+class IndexedSequence(FrameSequence, Protocol):
+    """A sequence that reads any frame by itself, if ``is_indexed``, in several threads at once."""
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether ``read`` can be used; crops can if the frames they are cut from can."""
+        ...
+
+    def read(self, index: int, draft: tuple[int, int] | None = None) -> Pixels:
+        """Read one frame; ``draft`` as in ``tfclip.images.open_picture``."""
         ...
 
 
@@ -123,6 +142,26 @@ class Frames:
     def known_length(self) -> int | None:
         """The number of frames, or None for a video that was not counted yet."""
         return self._source.known_length
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether ``read`` gives any frame; a video can only be decoded from its beginning."""
+        return getattr(self._source, "is_indexed", False)
+
+    def read(self, index: int, draft: tuple[int, int] | None = None) -> Pixels:
+        """Read one frame of indexed frames; several threads may do so at once.
+
+        Args:
+            index: Number of the frame, from 0.
+            draft: As in ``tfclip.images.open_picture``; a frame with a box is always decoded whole.
+
+        Returns:
+            RGB pixels, ``(H, W, 3)`` uint8, or Pillow's image of them.
+
+        Raises:
+            FrameError: The picture is damaged, or its box lies outside of it.
+        """
+        return cast("IndexedSequence", self._source).read(index, draft)
 
     def __len__(self) -> int:
         """Return the number of frames; of a video, by decoding it once.
@@ -227,6 +266,8 @@ def _check_counts(num_frames: int, clip_length: int) -> None:
 class _Pictures:
     """Pictures that can be read in any order: a tuple of any kinds, or one array or tensor."""
 
+    is_indexed = True
+
     def __init__(
         self, pictures: Sequence[Picture] | np.ndarray | torch.Tensor, channels: Channels = "rgb"
     ) -> None:
@@ -244,6 +285,10 @@ class _Pictures:
         for index in indices:
             yield read_picture(self._pictures[index], f"frames[{index}]", self._channels)
 
+    def read(self, index: int, draft: tuple[int, int] | None = None) -> Pixels:
+        name = f"frames[{index}]"
+        return open_picture(self._pictures[index], name, self._channels, draft=draft)
+
 
 class _BoxedFrames:
     """Frames cropped to one box each.
@@ -258,7 +303,7 @@ class _BoxedFrames:
             are counted or have all been given.
     """
 
-    def __init__(self, frames: FrameSequence, name: str, boxes: np.ndarray) -> None:
+    def __init__(self, frames: Frames, name: str, boxes: np.ndarray) -> None:
         self._frames = frames
         self._name = name
         self._boxes = boxes
@@ -288,6 +333,14 @@ class _BoxedFrames:
         len(self)  # a video whose frames and boxes differ in number must not give a single crop
         for index, frame in zip(indices, self._frames.select(indices), strict=True):
             yield self._crop(frame, index)
+
+    @property
+    def is_indexed(self) -> bool:
+        return self._frames.is_indexed
+
+    def read(self, index: int, draft: tuple[int, int] | None = None) -> np.ndarray:
+        """Read the crop of one index, never as a draft: boxes count the pixels of whole frames."""
+        return self._crop(np.asarray(self._frames.read(index)), index)
 
     def _crop(self, frame: np.ndarray, index: int) -> np.ndarray:
         return crop_frame(frame, self._boxes[index], f"boxes[{index}]")

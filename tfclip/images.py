@@ -6,17 +6,19 @@ import math
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tfclip.errors import FrameError
 
 Channels = Literal["rgb", "bgr"]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
+Pixels: TypeAlias = "np.ndarray | Image.Image"  # (H, W, 3) uint8 RGB, or Pillow's image of them
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -27,7 +29,12 @@ _ROUNDING = 1e-3
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _NORMALISED = "; already normalised frames go to model(frames)"
+
+# An image that a caller holds may stand in several tracklets, and Pillow decodes it when it is
+# first asked for its pixels: two threads must not do so at once.
+_HELD_IMAGES = threading.Lock()
 
 
 def check_picture(picture: object, name: str) -> None:
@@ -207,12 +214,40 @@ def read_picture(picture: Picture, name: str, channels: Channels = "rgb") -> np.
     Raises:
         FrameError: The picture is damaged or of an unknown format.
     """
+    opened = open_picture(picture, name, channels)
+    return opened if isinstance(opened, np.ndarray) else np.array(opened)
+
+
+def open_picture(
+    picture: Picture,
+    name: str,
+    channels: Channels = "rgb",
+    *,
+    draft: tuple[int, int] | None = None,
+) -> Pixels:
+    """Return a picture as ``read_picture`` does, or as the RGB image that Pillow has made of it.
+
+    Resizing the image saves copying it into an array and back. Pictures may be opened by several
+    threads at once.
+
+    Args:
+        picture: As in ``read_picture``.
+        name: As in ``read_picture``.
+        channels: As in ``read_picture``.
+        draft: A height and width in pixels: a JPEG file that is at least twice as large is decoded
+            at a half, quarter or eighth of its size, never smaller than this. It is faster, and not
+            quite what resizing the whole picture gives.
+
+    Raises:
+        FrameError: The picture is damaged or of an unknown format.
+    """
     if isinstance(picture, np.ndarray):
         return np.ascontiguousarray(picture[..., ::-1] if channels == "bgr" else picture)
     if isinstance(picture, torch.Tensor):
         return _from_tensor(picture.detach())
     if isinstance(picture, Image.Image):
-        return _decode(picture, name)
+        with _HELD_IMAGES:
+            return _decode(picture, name)
     try:
         image = Image.open(picture)
     except Exception as error:  # see _decode
@@ -223,7 +258,19 @@ def read_picture(picture: Picture, name: str, channels: Channels = "rgb") -> np.
             raise FrameError(
                 f"{picture} must hold one picture, got several; save them as images or as a video"
             )
+        if draft is not None and image.format == "JPEG":
+            _draft(image, draft)
         return _decode(image, str(picture))
+
+
+def _draft(image: Image.Image, size: tuple[int, int]) -> None:
+    """Let a JPEG decode at a fraction of its size, which is stored before it is turned upright."""
+    height, width = reversed(size) if _orientation(image) in _QUARTER_TURNS else size
+    image.draft(None, (width, height))
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _from_tensor(pixels: torch.Tensor) -> np.ndarray:
@@ -232,16 +279,18 @@ def _from_tensor(pixels: torch.Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def _decode(image: Image.Image, name: str) -> np.ndarray:
+def _decode(image: Image.Image, name: str) -> Pixels:
     # Pillow's decoders raise whatever a damaged file makes them stumble over: OSError, SyntaxError,
     # struct.error, zlib.error, IndexError, DecompressionBombError... so all are caught.
     try:
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode in _SIXTEEN_BITS:
             grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 is 255 * 257
             return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
         if image.mode not in ("I", "F"):
-            return np.array(_to_rgb(image))
+            return _to_rgb(image)
     except Exception as error:
         raise FrameError(f"{name} is not a readable image: {_reason(error)}") from error
     raise FrameError(f"{name} must have 8 or 16 bits per channel, got 32 (mode {image.mode!r})")

@@ -16,28 +16,26 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from tfclip import __version__
-from tfclip.boxes import crop_frame
+from tfclip import groups as grouping
+from tfclip.ahead import check_workers
 from tfclip.data.embeddings import EmbeddingTable, check_suffix, model_fingerprint
 from tfclip.data.tracklets import Tracklet
-from tfclip.encoding import BATCH_FRAMES, Sampling, StreamEncoder
+from tfclip.encoding import BATCH_FRAMES, Sampling
 from tfclip.errors import SaveError, TableError
-from tfclip.frames import Frames, open_frames
+from tfclip.frames import open_frames
+from tfclip.groups import Group, GroupEncoder, make_groups, num_frames
+from tfclip.reading import Reading
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
-
-_GROUP_FRAMES = 512  # frames after which finished work is put on disk
-
-Group: TypeAlias = tuple[int, ...]  # rows of the tracklets that are encoded together
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +50,9 @@ def encode_to_file(
     fingerprint: str | None = None,
     sampling: Sampling = "dense",
     use_cameras: bool = False,
+    reading: Reading | None = None,
     batch_frames: int = BATCH_FRAMES,
+    workers: int | None = None,
     progress: bool = False,
 ) -> EmbeddingTable:
     """Encode tracklets into a file, taking up what an interrupted run of the same job finished.
@@ -71,7 +71,10 @@ def encode_to_file(
         sampling: As in ``TFCLIP.encode_sequence``.
         use_cameras: Tell the model each tracklet's camera. That is right only where they are the
             cameras that it was trained with, in the same order.
+        reading: As in ``TFCLIP.encode_sequence``. What differs from the exact way is written into
+            the file's settings.
         batch_frames: Frames that go through the tower at once.
+        workers: As in ``TFCLIP.encode_sequence``.
         progress: Show a progress bar where the output is a terminal.
 
     Returns:
@@ -82,33 +85,40 @@ def encode_to_file(
         FrameError: The frames of a tracklet cannot be used; what was finished is kept.
         SaveError: The file or its parts cannot be written.
         TypeError: Frames are not in files.
+        ValueError: ``workers`` is negative.
     """
     out = Path(out)
     check_output(out)
+    reading = Reading() if reading is None else reading
+    workers = check_workers(workers, model.device.type)
     tracklets = _without_outside_boxes(tracklets)
     twice = [name for name, count in Counter(t.name for t in tracklets).items() if count > 1]
     if twice:
         raise TableError(f"names of tracklets must be unique, got {twice[0]!r} twice")
     if use_cameras:
         _check_cameras(model, tracklets)
-    described = _describe(model, model_name, revision, fingerprint, sampling, use_cameras)
+    described = _describe(model, model_name, revision, fingerprint, sampling, use_cameras, reading)
     parts = _Parts(out, _job_key(tracklets, described, batch_frames, model.device.type))
-    groups = _make_groups(tracklets, sampling)
+    encoder = GroupEncoder(model, sampling, use_cameras, reading, batch_frames, workers)
+    groups = make_groups(tracklets, encoder.recording)
     finished = parts.load_all(groups, tracklets)
     if finished:
         count = sum(map(len, finished))
         _logger.info("going on: %d of %d tracklets are finished", count, len(tracklets))
     pending = [group for group in groups if group not in finished]
-    with tqdm(
-        total=sum(map(_num_frames, tracklets)),
-        initial=sum(_num_frames(tracklets[row]) for group in finished for row in group),
-        unit="frame",
-        disable=None if progress else True,  # None: shown where the output is a terminal
-    ) as bar:
-        encoder = _GroupEncoder(model, sampling, use_cameras, batch_frames, bar.update)
-        for group, embeddings, num_frames in encoder.encode(pending, tracklets):
+    with (
+        tqdm(
+            total=sum(map(num_frames, tracklets)),
+            initial=sum(num_frames(tracklets[row]) for group in finished for row in group),
+            unit="frame",
+            disable=None if progress else True,  # None: shown where the output is a terminal
+        ) as bar,
+        # Closed at once when something goes wrong here, so that no thread goes on reading.
+        contextlib.closing(encoder.encode(pending, tracklets, bar.update)) as encoded,
+    ):
+        for group, embeddings, lengths in encoded:
             members = [tracklets[row] for row in group]
-            table = EmbeddingTable.from_tracklets(members, embeddings, num_frames, **described)
+            table = EmbeddingTable.from_tracklets(members, embeddings, lengths, **described)
             parts.save(group, table)
             finished[group] = table
     table = _in_order(finished)
@@ -125,7 +135,9 @@ def encode_cached(
     fingerprint: str | None = None,
     sampling: Sampling = "dense",
     use_cameras: bool = False,
+    reading: Reading | None = None,
     batch_frames: int = BATCH_FRAMES,
+    workers: int | None = None,
     progress: bool = False,
 ) -> EmbeddingTable:
     """Encode tracklets, or take what the same job once put into a folder.
@@ -142,7 +154,9 @@ def encode_cached(
         fingerprint: As in ``encode_to_file``, and so on.
         sampling: As in ``TFCLIP.encode_sequence``.
         use_cameras: Tell the model each tracklet's camera.
+        reading: As in ``TFCLIP.encode_sequence``; another way of reading is another file.
         batch_frames: Frames that go through the tower at once.
+        workers: As in ``TFCLIP.encode_sequence``.
         progress: Show a progress bar where there is something to encode.
 
     Returns:
@@ -155,9 +169,10 @@ def encode_cached(
         SaveError: The folder cannot be written.
         TypeError: Frames are not in files.
     """
+    reading = Reading() if reading is None else reading
     fingerprint = fingerprint or model_fingerprint(model)
     # Without the model's name: the same weights in another place give the same embeddings.
-    described = _describe(model, "", None, fingerprint, sampling, use_cameras)
+    described = _describe(model, "", None, fingerprint, sampling, use_cameras, reading)
     key = _job_key(tracklets, described, batch_frames, model.device.type)
     path = Path(folder, f"{key}.safetensors")
     if path.exists():
@@ -174,7 +189,9 @@ def encode_cached(
         fingerprint=fingerprint,
         sampling=sampling,
         use_cameras=use_cameras,
+        reading=reading,
         batch_frames=batch_frames,
+        workers=workers,
         progress=progress,
     )
 
@@ -186,6 +203,7 @@ def _describe(
     fingerprint: str | None,
     sampling: Sampling,
     use_cameras: bool,
+    reading: Reading,
 ) -> dict[str, Any]:
     """Return the fields of a table that say how its embeddings were made."""
     return {
@@ -197,6 +215,7 @@ def _describe(
             "cameras": use_cameras,
             "dtype": str(model.dtype).removeprefix("torch."),
             "tfclip": __version__,
+            **reading.settings(),
         },
     }
 
@@ -228,138 +247,6 @@ def _in_order(finished: Mapping[Group, EmbeddingTable]) -> EmbeddingTable:
     rows = [row for group in finished for row in group]
     order = sorted(range(len(rows)), key=rows.__getitem__)
     return EmbeddingTable.concatenate(list(finished.values())).select(order)
-
-
-def _make_groups(tracklets: Sequence[Tracklet], sampling: Sampling) -> list[Group]:
-    """Cut the tracklets into groups of some frames; those of one video are kept apart from others.
-
-    Within a video they go by their first frame, so that a group ends soon after it began.
-    """
-    by_recording: dict[str | None, list[int]] = {}
-    for row, tracklet in enumerate(tracklets):
-        by_recording.setdefault(_recording(tracklet, sampling), []).append(row)
-    groups: list[Group] = []
-    for recording, rows in by_recording.items():
-        if recording is not None:
-            rows = sorted(rows, key=lambda row: (tracklets[row].frame_indices or (), row))
-        group, size = [], 0
-        for row in rows:
-            group.append(row)
-            size += _num_frames(tracklets[row])
-            if size >= _GROUP_FRAMES:
-                groups.append(tuple(group))
-                group, size = [], 0
-        if group:
-            groups.append(tuple(group))
-    return groups
-
-
-def _recording(tracklet: Tracklet, sampling: Sampling) -> str | None:
-    """Return the video that a tracklet shares with others, if they can go through it together."""
-    shared = tracklet.frame_indices is not None and sampling == "dense"
-    return str(tracklet.frames) if shared else None
-
-
-def _num_frames(tracklet: Tracklet) -> int:
-    if tracklet.frame_indices is not None:
-        return len(tracklet.frame_indices)
-    frames = tracklet.frames
-    return len(frames) if isinstance(frames, (list, tuple)) else _GROUP_FRAMES
-
-
-@dataclasses.dataclass(frozen=True)
-class _GroupEncoder:
-    """Encode groups, each in batches of its own: its bits do not depend on what else is to do."""
-
-    model: TFCLIP
-    sampling: Sampling
-    use_cameras: bool
-    batch_frames: int
-    count: Callable[[int], Any]  # called with the number of frames that were read
-
-    def encode(
-        self, groups: Sequence[Group], tracklets: Sequence[Tracklet]
-    ) -> Iterator[tuple[Group, torch.Tensor, list[int | None]]]:
-        """Yield each group as it is finished: its embeddings and numbers of frames, by row."""
-        recordings: dict[str, list[Group]] = {}
-        for group in groups:
-            recording = _recording(tracklets[group[0]], self.sampling)
-            if recording is None:
-                yield group, *self._encode_files([tracklets[row] for row in group])
-            else:
-                recordings.setdefault(recording, []).append(group)
-        for recording, shared in recordings.items():
-            yield from self._encode_recording(recording, shared, tracklets)
-
-    def _camera(self, tracklet: Tracklet) -> int | None:
-        return tracklet.camera if self.use_cameras else None
-
-    def _encode_files(self, tracklets: list[Tracklet]) -> tuple[torch.Tensor, list[int | None]]:
-        frames = [tracklet.open() for tracklet in tracklets]
-        embeddings = self.model.encode_sequences(
-            [Frames(_CountedFrames(one, self.count), one.name) for one in frames],
-            [self._camera(tracklet) for tracklet in tracklets],
-            sampling=self.sampling,
-            batch_frames=self.batch_frames,
-        )
-        return embeddings, [one.known_length for one in frames]
-
-    def _encode_recording(
-        self, recording: str, groups: list[Group], tracklets: Sequence[Tracklet]
-    ) -> Iterator[tuple[Group, torch.Tensor, list[int | None]]]:
-        """Encode all tracklets of a video in one pass over it."""
-        encoders = {group: self._new_encoder() for group in groups}
-        missing = {group: set(group) for group in groups}
-        schedule: dict[int, list[tuple[Group, int, int]]] = {}
-        for group in groups:
-            for row in group:
-                for position, index in enumerate(tracklets[row].frame_indices or ()):
-                    schedule.setdefault(index, []).append((group, row, position))
-        needed = tuple(sorted(schedule))
-        frames = Tracklet(name=recording, frames=recording, frame_indices=needed).open()
-        for index, frame in zip(needed, frames, strict=True):
-            for group, row, position in schedule[index]:
-                tracklet, encoder = tracklets[row], encoders[group]
-                box = tracklet.boxes[position] if tracklet.boxes is not None else None
-                name = f"the box of {tracklet.name} in frame {index + 1}"
-                crop = frame if box is None else crop_frame(frame, box, name)
-                encoder.push(row, crop, self._camera(tracklet))
-                self.count(1)
-                if position + 1 == _num_frames(tracklet):
-                    encoder.close(row)
-                    missing[group].discard(row)
-                if not missing[group]:
-                    encoder.flush()
-                    found = dict(encoders.pop(group).finished())
-                    embeddings = torch.stack([found[row] for row in group])
-                    yield group, embeddings, [_num_frames(tracklets[row]) for row in group]
-
-    def _new_encoder(self) -> StreamEncoder:
-        return StreamEncoder(self.model, batch_frames=self.batch_frames)
-
-
-class _CountedFrames:
-    """Frames that tell how many of them are done."""
-
-    def __init__(self, frames: Frames, count: Callable[[int], Any]) -> None:
-        self._frames = frames
-        self._count = count
-
-    @property
-    def known_length(self) -> int | None:
-        return self._frames.known_length
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for frame in self._frames:
-            yield frame
-            self._count(1)
-
-    def select(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        yield from self._frames.select(indices)
-        self._count(len(self))  # the others will not be asked for
 
 
 class _Parts:
@@ -411,7 +298,8 @@ def _job_key(
 ) -> str:
     """Return 16 digits that stand for everything that the result depends on, to the last bit."""
     digest = hashlib.sha256()
-    job = {**described, "batch_frames": batch_frames, "device": device, "group": _GROUP_FRAMES}
+    job = {**described, "batch_frames": batch_frames, "device": device}
+    job["group"] = grouping.GROUP_FRAMES
     digest.update(json.dumps(job, sort_keys=True).encode())
     stamps: dict[str, Any] = {}
     for tracklet in tracklets:

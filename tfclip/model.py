@@ -32,6 +32,7 @@ from tfclip.temporal import build_temporal_head
 if TYPE_CHECKING:
     from tfclip.encoding import Sampling
     from tfclip.functional import Calibration
+    from tfclip.reading import Reading
 
 
 class TFCLIPOutput(NamedTuple):
@@ -314,7 +315,9 @@ class TFCLIP(nn.Module):
         channels: Literal["rgb", "bgr"] = "rgb",
         sampling: Sampling = "dense",
         normalize: bool = True,
+        reading: Reading | None = None,
         batch_frames: int = encoding.BATCH_FRAMES,
+        workers: int | None = None,
     ) -> Tensor:
         """Turn one tracklet of any length into one vector.
 
@@ -329,7 +332,12 @@ class TFCLIP(nn.Module):
                 embeddings are averaged; ``"rrs"`` the reference's evenly spread frames as one clip;
                 ``"all"`` every frame as one clip.
             normalize: Give the vector length 1, as the reference does before it compares.
+            reading: A ``tfclip.reading.Reading`` that reads faster or fewer frames, and not quite
+                the same; None reads every frame exactly.
             batch_frames: Frames that go through the tower at once; memory grows with it.
+            workers: Threads that read frames while the model runs; 0 reads them in between. It
+                changes no bit of the result. None chooses. Frames that are neither files nor in
+                memory, but a sequence of your own, are asked for from these threads, one at a time.
 
         Returns:
             The embedding, ``(F,)``, float32 on the CPU.
@@ -345,7 +353,9 @@ class TFCLIP(nn.Module):
             channels=channels,
             sampling=sampling,
             normalize=normalize,
+            reading=reading,
             batch_frames=batch_frames,
+            workers=workers,
         )[0]
 
     def encode_sequences(
@@ -357,7 +367,9 @@ class TFCLIP(nn.Module):
         channels: Literal["rgb", "bgr"] = "rgb",
         sampling: Sampling = "dense",
         normalize: bool = True,
+        reading: Reading | None = None,
         batch_frames: int = encoding.BATCH_FRAMES,
+        workers: int | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Turn many tracklets, each of its own length, into one vector each.
@@ -371,7 +383,9 @@ class TFCLIP(nn.Module):
             channels: As in ``encode_sequence``.
             sampling: As in ``encode_sequence``.
             normalize: As in ``encode_sequence``.
+            reading: As in ``encode_sequence``.
             batch_frames: As in ``encode_sequence``.
+            workers: As in ``encode_sequence``.
             progress: Show a progress bar.
 
         Returns:
@@ -389,7 +403,9 @@ class TFCLIP(nn.Module):
             channels=channels,
             sampling=sampling,
             normalize=normalize,
+            reading=reading,
             batch_frames=batch_frames,
+            workers=workers,
             progress=progress,
         )
 

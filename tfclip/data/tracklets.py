@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tfclip.frames import Frames
+    from tfclip.images import Pixels
 
 _logger = logging.getLogger(__name__)
 
@@ -133,10 +134,22 @@ class _Selection:
         except FrameError:
             raise
         except ValueError as error:  # an index beyond the end of the recording
-            raise FrameError(
-                f"{self._frames.name} has {len(self._frames)} frames, "
-                f"but frame {chosen[-1] + 1} is asked for"
-            ) from error
+            raise self._beyond(chosen[-1]) from error
+
+    @property
+    def is_indexed(self) -> bool:
+        return self._frames.is_indexed
+
+    def read(self, index: int, draft: tuple[int, int] | None = None) -> Pixels:
+        if self._indices[-1] >= len(self._frames):
+            raise self._beyond(self._indices[-1])
+        return self._frames.read(self._indices[index], draft)
+
+    def _beyond(self, index: int) -> FrameError:
+        return FrameError(
+            f"{self._frames.name} has {len(self._frames)} frames, "
+            f"but frame {index + 1} is asked for"
+        )
 
 
 def load_thumbnails(thumbnails: Sequence[Thumbnail | None]) -> list[np.ndarray | None]:
