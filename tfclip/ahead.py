@@ -83,8 +83,8 @@ def default_workers(device: str) -> int:
         processors = len(os.sched_getaffinity(0))
     else:
         processors = os.cpu_count() or 1
-    # Beside a model on the processor more threads only take turns with the model's own.
-    return min(processors, 2 if device == "cpu" else 8)
+    # Beside a model on the processor they take turns with the model's own; see docs/encoding.md.
+    return min(processors, 4 if device == "cpu" else 8)
 
 
 def check_workers(workers: int | None, device: str) -> int:

@@ -305,7 +305,9 @@ def _job_key(
     for tracklet in tracklets:
         fields = dataclasses.asdict(tracklet)
         paths = _paths(tracklet)
-        fields["frames"] = [(path, _stamp(path, stamps)) for path in paths]
+        # A video or folder may be shared by many tracklets; of single files there may be millions.
+        known = stamps if len(paths) == 1 else {}
+        fields["frames"] = [(path, _stamp(path, known)) for path in paths]
         digest.update(json.dumps(fields, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

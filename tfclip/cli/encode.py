@@ -82,13 +82,40 @@ Example:
     command.add_argument(
         "--batch-frames", type=positive, default=64, metavar="N", help="frames at once (64)"
     )
+    command.add_argument(
+        "--workers", type=natural, metavar="N", help="threads that read frames; 0 for none"
+    )
+    faster = command.add_argument_group("faster, with slightly other vectors")
+    faster.add_argument(
+        "--max-frames", type=positive, metavar="N", help="read N frames of longer tracklets"
+    )
+    faster.add_argument(
+        "--selection",
+        choices=("spread", "diverse"),
+        help="which N: evenly spread (default), or those most unlike each other",
+    )
+    faster.add_argument(
+        "--draft", action="store_true", help="decode large JPEG files at a part of their size"
+    )
+    faster.add_argument(
+        "--resizer", choices=("pillow", "tensor"), default="pillow", help="what resizes (pillow)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Encode tracklets to a file."""
     from tfclip.jobs import check_output, encode_to_file
+    from tfclip.reading import Reading
 
     check_output(options.out)
+    if options.selection and options.max_frames is None:
+        raise UsageError("--selection is for --max-frames")
+    reading = Reading(
+        draft=options.draft,
+        resizer=options.resizer,
+        max_frames=options.max_frames,
+        selection=options.selection or "spread",
+    )
     tracklets = _read_tracklets(options)
     model, revision, fingerprint = load_model(options)
     start = time.monotonic()
@@ -101,7 +128,9 @@ def run(options: argparse.Namespace) -> None:
         fingerprint=fingerprint,
         sampling=options.sampling,
         use_cameras=options.use_cameras,
+        reading=reading,
         batch_frames=options.batch_frames,
+        workers=options.workers,
         progress=True,
     )
     frames = sum(count or 0 for count in table.num_frames)
