@@ -20,6 +20,7 @@ from tfclip import TFCLIP, TFCLIPConfig, jobs
 from tfclip.cli import main
 from tfclip.data import EmbeddingTable, read_folder, read_mot
 from tfclip.errors import TableError
+from tfclip.reading import Reading
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,6 +174,26 @@ def test_the_sampling_is_that_of_encode_sequence(crops, tmp_path, model_folder, 
     expected = [model.encode_sequence(t.open(), sampling=sampling) for t in read_folder(crops)]
     embeddings = EmbeddingTable.load(out).embeddings
     torch.testing.assert_close(embeddings, torch.stack(expected), rtol=0, atol=1e-5)
+
+
+def test_faster_reading_is_asked_for_and_written_down(crops, tmp_path, model_folder):
+    out = tmp_path / "o.safetensors"
+    common = ("encode", crops, "--out", out, "--model", model_folder)
+    faster = ("--max-frames", 4, "--selection", "diverse", "--draft", "--resizer", "tensor")
+    assert run(*common, *faster, "--workers", 2) == 0
+    table = EmbeddingTable.load(out)
+    reading = Reading(max_frames=4, selection="diverse", draft=True, resizer="tensor")
+    assert {name: table.settings[name] for name in reading.settings()} == reading.settings()
+    model = TFCLIP.from_pretrained(model_folder)
+    frames = [tracklet.open() for tracklet in read_folder(crops)]
+    expected = model.encode_sequences(frames, reading=reading)
+    torch.testing.assert_close(table.embeddings, expected, rtol=0, atol=1e-5)
+    assert table.num_frames == (5, 1, 9, 3, 4, 2)
+    assert run(*common, "--workers", 0) == 0
+    assert EmbeddingTable.load(out).settings.keys() & reading.settings().keys() == set()
+    assert usage_error(*common, "--selection", "diverse")  # of nothing
+    assert usage_error(*common, "--workers", "-1")
+    assert usage_error(*common, "--max-frames", "0")
 
 
 def test_a_parquet_table_is_encoded_as_the_same_csv(crops, tmp_path, model_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional as F
 
 from tfclip import TFCLIP, TFCLIPConfig, encoding
@@ -236,3 +238,86 @@ def test_one_clip_of_all_frames_is_refused_where_the_head_has_no_positions_for_i
 def test_closing_a_tracklet_without_frames_is_refused(model):
     with pytest.raises(FrameError, match="at least one frame"):
         StreamEncoder(model).close("nobody")
+
+
+# --- reading ahead -------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    batch_frames=st.integers(1, 30),
+    sampling=st.sampled_from(["dense", "rrs", "all"]),
+    workers=st.integers(1, 4),
+)
+def test_the_number_of_threads_changes_no_bit(model, lengths, batch_frames, sampling, workers):
+    tracklets = [draw(length, seed) for seed, length in enumerate(lengths)]
+    options = {"sampling": sampling, "batch_frames": batch_frames}
+    expected = model.encode_sequences(tracklets, workers=0, **options)
+    assert torch.equal(model.encode_sequences(tracklets, workers=workers, **options), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_damaged_file_is_named_after_what_came_before_it(model, tmp_path, workers, monkeypatch):
+    for name, damaged in (("a", None), ("b", 6), ("c", 0)):
+        (tmp_path / name).mkdir()
+        for number, pixels in enumerate(draw(9)):
+            path = tmp_path / name / f"{number}.png"
+            Image.fromarray(pixels).save(path)
+            if number == damaged:
+                path.write_bytes(path.read_bytes()[:99])
+    closed = []
+    close = StreamEncoder.close
+    monkeypatch.setattr(
+        StreamEncoder, "close", lambda self, key: (closed.append(key), close(self, key))[1]
+    )
+    sources = [tmp_path / name for name in "abc"]
+    with pytest.raises(FrameError, match=r"b/6.png is not a readable image"):
+        model.encode_sequences(sources, workers=workers)
+    assert closed == [0]
+    assert not [t for t in threading.enumerate() if t.name.startswith("tfclip-read")]
+
+
+def test_workers_below_zero_are_refused(model):
+    with pytest.raises(ValueError, match="workers must be 0 or more, got -2"):
+        model.encode_sequences([draw(2)], workers=-2)
+
+
+def test_a_batch_that_is_waited_for_later_gives_the_same(model, monkeypatch):
+    """What a GPU does: the next batch is started before the last one has arrived."""
+    tracklets = [draw(length, seed) for seed, length in enumerate([5, 1, 13, 8, 2])]
+    expected = model.encode_sequences(tracklets, batch_frames=6)
+    start, waits = StreamEncoder._start, []
+
+    class Arrival:
+        def __init__(self) -> None:
+            self.number = len(waits)
+            waits.append(False)
+
+        def synchronize(self) -> None:
+            waits[self.number] = True
+
+    def start_only(self, clips):
+        assert sum(not waited for waited in waits) <= 1
+        return start(self, clips)._replace(arrived=Arrival())
+
+    monkeypatch.setattr(StreamEncoder, "_start", start_only)
+    found = model.encode_sequences(tracklets, batch_frames=6)
+    assert torch.equal(found, expected)
+    assert len(waits) > 3
+    assert all(waits)
+
+
+def test_the_tower_gets_full_batches_of_short_tracklets(model, monkeypatch):
+    sizes = []
+    tower = type(model.backbone).forward
+    monkeypatch.setattr(
+        type(model.backbone),
+        "forward",
+        lambda self, frames, codes: (sizes.append(len(frames)), tower(self, frames, codes))[1],
+    )
+    lengths = [1 + (7 * i) % 6 for i in range(40)]
+    model.encode_sequences([draw(n, n) for n in lengths], batch_frames=16)
+    assert sum(sizes) == sum(lengths)
+    assert max(sizes) == 16
+    assert sum(sizes[:-1]) / len(sizes[:-1]) > 0.85 * 16  # a clip is not cut, so not all are full

@@ -113,8 +113,8 @@ def read_ahead(
     Args:
         requests: What to read. Their iterator is used by the calling thread.
         workers: Threads; with 0 the calling thread reads, when it is asked for a frame.
-        ahead: Frames that are read, or being read, before they are asked for, at most; a little
-            more where the first request is larger than that.
+        ahead: About how many frames are read, or being read, before they are asked for: at most
+            16 more than this.
 
     Example:
         >>> import numpy as np
