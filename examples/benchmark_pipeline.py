@@ -131,7 +131,7 @@ def reader(
             "files",
             open_frames(files),
             lambda position, picture: preprocess.resize_picture(picture),
-            draft=preprocess.size if reading.draft else None,
+            draft=reading.draft_size(preprocess.size),
         )
         with read_ahead([request], workers=workers, ahead=64) as requests:
             for _, frames in requests:
@@ -263,7 +263,7 @@ def measure_differences(options: argparse.Namespace) -> None:
         options.identities,
         3,
         tracklets_per_camera=1,
-        num_frames=(60, 120),
+        num_frames=tuple(options.length),
         frame_size=tuple(options.size),
         seed=_WORLD,
     )
@@ -321,6 +321,7 @@ def main() -> None:
     parser.add_argument("--batch-frames", type=int, default=64)
     parser.add_argument("--tracklets", type=int, default=10_000, help="of the large job")
     parser.add_argument("--identities", type=int, default=60, help="people for differences")
+    parser.add_argument("--length", type=int, nargs=2, default=(60, 120), help="of their tracklets")
     options = parser.parse_args()
     modes[options.mode](options)
 

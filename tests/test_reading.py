@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ def test_spread_frames_are_the_middles_of_equal_parts(num_frames, max_frames):
     if num_frames <= max_frames:
         assert chosen == list(range(num_frames))
         return
-    part = num_frames / max_frames
     assert len(set(chosen)) == max_frames
     for number, index in enumerate(chosen):
-        assert index <= (number + 0.5) * part < index + 1 + 1e-9
+        middle = Fraction(2 * number + 1, 2) * Fraction(num_frames, max_frames)
+        assert index <= middle < index + 1
 
 
 def slow_diverse(points: list[list[float]], max_frames: int) -> list[int]:
@@ -186,6 +187,19 @@ def test_a_draft_is_a_fraction_of_the_picture_and_never_too_small(tmp_path, size
     assert difference.mean() < 3
 
 
+def test_drafts_are_twice_as_large_as_the_models_frames_at_least(tiny_model, tmp_path):
+    photograph(256, 128).save(tmp_path / "a.jpg")  # decoded at a half for frames of 64 x 32
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.draft(None, (64, 128))
+        half = np.array(image)
+    assert half.shape == (128, 64, 3)
+    drafted = tiny_model.encode_sequence(tmp_path, reading=Reading(draft=True))
+    assert torch.equal(drafted, tiny_model.encode_sequence(half))
+    exact = tiny_model.encode_sequence(tmp_path)
+    assert not torch.equal(drafted, exact)
+    assert drafted @ exact > 0.999
+
+
 def test_a_draft_of_a_picture_to_be_turned_is_large_enough(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn
@@ -203,7 +217,7 @@ def test_what_is_no_large_jpeg_is_read_exactly(tmp_path, name):
 
 
 def test_boxes_count_the_pixels_of_the_whole_frame(tiny_model, tmp_path):
-    photograph(256, 128).save(tmp_path / "a.jpg")
+    photograph(512, 256).save(tmp_path / "a.jpg")
     expected = tiny_model.encode_sequence(tmp_path, boxes=[(10, 20, 64, 128)])
     drafted = tiny_model.encode_sequence(
         tmp_path, boxes=[(10, 20, 64, 128)], reading=Reading(draft=True)
@@ -253,7 +267,7 @@ def test_an_unknown_resizer_is_one_sentence(tiny_config):
 @pytest.fixture(scope="module")
 def tracklets(tmp_path_factory) -> list[Tracklet]:
     folder = tmp_path_factory.mktemp("people")
-    people = SyntheticTracklets(2, 2, 1, num_frames=(9, 14), frame_size=(150, 66))
+    people = SyntheticTracklets(2, 2, 1, num_frames=(9, 14), frame_size=(280, 136))
     people.write(folder, "jpg")
     return read_folder(folder, "{person}/{camera}/{tracklet}")
 
