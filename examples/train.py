@@ -4,9 +4,11 @@ r"""Train TF-CLIP: from the memory of the training set to a model folder, readab
     python examples/train.py crops/train --test crops/test --layout "{person}/{camera}" \
         --cameras --bf16 --out runs/crops
     python examples/train.py mars --root /data/MARS --cameras --bf16 --out runs/mars
+    torchrun --nproc-per-node 4 examples/train.py mars --root /data/MARS --cameras --out runs/mars
 
 The first trains the bundled model, the others the paper's as the released code does. The same
 command again goes on after the last epoch and ends, on a CPU, with the same weights, bit for bit.
+With several processes the batch is shared among them, and the training is that of one process.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from pretrain import TINY, draw_tracklets, pretrain
 from torch import Tensor
@@ -30,10 +33,20 @@ from tfclip.data import Split, Tracklet, load_dataset, read_folder, read_table
 from tfclip.data.clips import ClipDataset
 from tfclip.data.samplers import IdentitySampler
 from tfclip.data.transforms import ClipTransform, ColourJitter, RandomErasing
+from tfclip.distributed import (
+    from_first_process,
+    gather_dealt,
+    join_processes,
+    load_whole,
+    place,
+    share_gradients,
+    whole_state,
+    whole_weights,
+)
 from tfclip.files import replace_when_done
 from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean_distance
 from tfclip.memory_building import build_memory
-from tfclip.training import PRESETS, Recipe
+from tfclip.training import PRESETS, Recipe, TrainingStep
 
 SECTIONS = ("model", "objective", "recipe", "synthetic", "tower")  # the last: its pre-training
 logger = logging.getLogger("train")
@@ -42,7 +55,9 @@ logger = logging.getLogger("train")
 def main(arguments: list[str] | None = None) -> None:
     """Train, evaluate and save."""
     options = parse(arguments)
-    out, device = Path(options.out), torch.device(options.device)
+    out, device = Path(options.out), join_processes(options.device)
+    rank, size = place()
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
     torch.manual_seed(options.seed)
     recipe = Recipe(**{**PRESETS[options.preset], **options.settings["recipe"]})
     train_set, test_set, split = load_tracklets(options)
@@ -50,13 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
     # What is trained, on what, against which memory.
     checkpoint = load_checkpoint(out / "last.pt", options)
     log: list[dict[str, Any]] = checkpoint["log"] if checkpoint else []
-    writer = open_tensorboard(out, len(log)) if options.tensorboard else None
+    writer = open_tensorboard(out, len(log)) if options.tensorboard and rank == 0 else None
     model = build_model(options, train_set, checkpoint).to(device)
     erasing = RandomErasing(legacy=options.legacy_erasing)
     transform = ClipTransform(erasing=erasing, jitter=ColourJitter() if options.jitter else None)
     clips = ClipDataset(train_set, model.config, transform, seed=options.seed)
     if checkpoint:
-        memory = CLIPMemory(checkpoint["objective"]["memory.centroids"])
+        memory = CLIPMemory(checkpoint["training"]["objective.memory.centroids"])
     else:
         cache = out / "memory.safetensors"
         memory = build_memory(model, train_set, clips.identities, cache=cache, progress=True)
@@ -65,29 +80,40 @@ def main(arguments: list[str] | None = None) -> None:
     ).to(device)
     model.backbone.set_gradient_checkpointing(options.gradient_checkpointing)
 
-    optimizer = recipe.optimizer(model, objective)
-    schedule = recipe.schedule(optimizer)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema))
     averaged = cast("TFCLIP", average.module)
-    state = {"model": model, "objective": objective, "optimizer": optimizer}
+    step = TrainingStep(model, objective)
+    partial = "loss" in options.settings["objective"]  # a term left out leaves weights unused
+    shared = share_gradients(step, sharded=options.shard, partial=partial)
+    optimizer = recipe.optimizer(model, objective)
+    schedule = recipe.schedule(optimizer)
+    state = {"model": model, "step": shared, "optimizer": optimizer}
     state |= {"schedule": schedule, "average": average}
     if checkpoint:
-        for name, part in state.items():
-            part.load_state_dict(checkpoint[name])
+        load_whole(shared, optimizer, checkpoint["training"], checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        average.load_state_dict(checkpoint["average"])
         torch.set_rng_state(checkpoint["random"])
         logger.info("going on after epoch %d of %d", len(log), recipe.epochs)
 
     sizes = recipe.identities_per_batch, recipe.tracklets_per_identity
-    sampler = IdentitySampler(clips.identities, *sizes, seed=options.seed, numbered=True)
+    shares = {"rank": rank, "world_size": size}
+    sampler = IdentitySampler(clips.identities, *sizes, seed=options.seed, numbered=True, **shares)
     loader = DataLoader(clips, batch_sampler=sampler, num_workers=options.workers)
     lengths = [len(sampler.draw(epoch)) for epoch in range(recipe.epochs)]
-    progress = tqdm(total=sum(lengths), initial=sum(lengths[: len(log)]), unit="step")
+    done = sum(lengths[: len(log)])
+    progress = tqdm(total=sum(lengths), initial=done, unit="step", disable=rank > 0)
     for epoch in range(len(log), recipe.epochs):
         sampler.set_epoch(epoch)
         clips.set_epoch(epoch)
+        if size > 1:  # dropout must differ between processes, and not depend on interruptions
+            numbers = np.random.SeedSequence([options.seed, epoch, rank])
+            torch.manual_seed(int(numbers.generate_state(1)[0]))
         entry: dict[str, Any] = {"epoch": epoch + 1, "rate": schedule.get_last_lr()[0]}
         entry |= train_epoch(options, loader, lengths[epoch], state, progress)
         schedule.step()
+        if not options.ema:
+            averaged.load_state_dict(whole_weights(shared, "model."))
         if test_set and ((epoch + 1) % options.evaluate_every == 0 or epoch + 1 == recipe.epochs):
             result = evaluate(averaged, test_set, split)
             entry |= {"mAP": result.mAP, "rank1": result.rank(1), "rank5": result.rank(5)}
@@ -98,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             logger.warning("epoch %d is the best on the TEST set: its scores flatter", epoch + 1)
             save_model(averaged, out / "best-on-test", options)
         save_checkpoint(out, options, state, log)
-        report(entry, progress, writer)
+        if rank == 0:
+            report(entry, progress, writer)
     progress.close()
     save_model(averaged, out / "model", options)
     logger.info("saved %s", out / "model")
@@ -112,22 +139,23 @@ def train_epoch(
     progress: tqdm,
 ) -> dict[str, float]:
     """Train for one epoch; return the mean of every loss."""
-    model, objective, optimizer = state["model"], state["objective"], state["optimizer"]
-    model.train()
-    objective.train()
-    device, preprocess = model.device, loader.dataset.preprocess  # type: ignore[attr-defined]
+    step, optimizer, average = state["step"], state["optimizer"], state["average"]
+    step.train()
+    model, preprocess = state["model"], loader.dataset.preprocess  # type: ignore[attr-defined]
+    device = next(average.parameters()).device
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(loader, start=1):
         frames = preprocess.normalize(batch.frames.to(device, non_blocking=True))
         cameras = batch.camera.to(device) if model.config.num_cameras else None
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-            losses = objective(model(frames, cameras), batch.identity.to(device))
-        (losses.total / options.accumulate).backward()
+            losses = step(frames, cameras, batch.identity.to(device))
+        (losses["loss"] / options.accumulate).backward()
         if number % options.accumulate == 0 or number == num_batches:
             optimizer.step()
             optimizer.zero_grad()
-            state["average"].update_parameters(model)
-        for name, value in {"loss": losses.total, **losses}.items():
+            if options.ema:
+                average.update_parameters(state["model"])
+        for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
         progress.update()
     means = {name: float(value) / num_batches for name, value in sums.items()}
@@ -139,7 +167,11 @@ def train_epoch(
 def evaluate(model: TFCLIP, tracklets: list[Tracklet], split: Split) -> RankingResult:
     """Search the queries in the gallery; the standard protocol."""
     known = [tracklet.camera for tracklet in tracklets] if model.config.num_cameras else None
-    embeddings = model.encode_sequences([tracklet.open() for tracklet in tracklets], known)
+    rank, size = place()
+    mine = range(rank, len(tracklets), size)
+    frames = [tracklets[i].open() for i in mine]
+    embeddings = model.encode_sequences(frames, known and [known[i] for i in mine])
+    embeddings = gather_dealt(embeddings.to(model.device), len(tracklets)).cpu()
     queries, gallery = (embeddings[list(part)] for part in split)
     labels = [[tracklets[row].person for row in part] for part in split]
     labels += [[tracklets[row].camera for row in part] for part in split]
@@ -181,11 +213,12 @@ def build_model(
         return TFCLIP(TINY.replace(**changes))
     if options.init == "tiny":
         folder = Path(options.out, "tower")
-        if not (folder / "config.json").exists():
+        if place()[0] == 0 and not (folder / "config.json").exists():
             cue = options.settings["synthetic"].get("cue", "appearance")
             arguments = {"cue": cue, "seed": options.seed, **options.settings["tower"]}
             tower = pretrain(TINY.replace(**changes), device=options.device, **arguments)
             tower.save_pretrained(folder)
+        from_first_process(None)  # the others wait
         start = TFCLIP.from_pretrained(folder)
     elif Path(options.init).is_dir():
         start = TFCLIP.from_pretrained(options.init)
@@ -203,8 +236,12 @@ def save_checkpoint(
     out: Path, options: argparse.Namespace, state: dict[str, Any], log: list[dict[str, Any]]
 ) -> None:
     """Write all that the next epoch depends on, the old file or the whole new one."""
-    checkpoint = {name: part.state_dict() for name, part in state.items()}
-    checkpoint["config"] = state["model"].config.to_dict()
+    training, optimizer = whole_state(state["step"], state["optimizer"])
+    if place()[0]:
+        return
+    checkpoint: dict[str, Any] = {"training": training, "optimizer": optimizer}
+    checkpoint |= {name: state[name].state_dict() for name in ("schedule", "average")}
+    checkpoint["config"] = state["average"].module.config.to_dict()
     checkpoint |= {"log": log, "random": torch.get_rng_state(), "settings": lasting(options)}
     with replace_when_done(out / "last.pt") as temporary:
         torch.save(checkpoint, temporary)
@@ -224,12 +261,14 @@ def load_checkpoint(path: Path, options: argparse.Namespace) -> dict[str, Any] |
 
 def lasting(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that must be the same after an interruption."""
-    free = ("out", "workers", "tensorboard", "device")
+    free = ("out", "workers", "tensorboard", "device", "shard")
     return {name: value for name, value in vars(options).items() if name not in free}
 
 
 def save_model(model: TFCLIP, folder: Path, options: argparse.Namespace) -> None:
     """Write a model folder that ``TFCLIP.from_pretrained`` loads."""
+    if place()[0]:
+        return
     trained = {"trained_by": f"examples/train.py, {options.preset} recipe, on {options.data}"}
     model.config = model.config.replace(provenance={**model.config.provenance, **trained})
     model.save_pretrained(folder)
@@ -278,9 +317,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--select-on-test", action="store_true", help="also keep the best on the test set")
     add("--tensorboard", action="store_true")
     add("--workers", type=int, default=0, help="processes that read clips")
+    add("--shard", action="store_true", help="FSDP2: processes share weights and Adam's moments")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.shard and options.ema:
+        parser.error(f"--ema must be 0 with --shard, got {options.ema}")
     options.settings = {name: {} for name in SECTIONS}
     for change in options.changes:
         place, _, value = change.partition("=")

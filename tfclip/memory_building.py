@@ -24,12 +24,13 @@ from tqdm.auto import tqdm
 from tfclip import __version__
 from tfclip.data.clips import number_people
 from tfclip.data.tracklets import Tracklet
+from tfclip.distributed import from_first_process, gather_dealt, place
 from tfclip.encoding import BATCH_FRAMES
 from tfclip.errors import FrameError, SaveError
 from tfclip.files import replace_when_done
 from tfclip.frames import sample_dense
 from tfclip.memory import CLIPMemory
-from tfclip.model import TFCLIP
+from tfclip.model import TFCLIP, part_widths
 from tfclip.preprocess import Preprocess
 
 Item = TypeVar("Item")
@@ -56,6 +57,7 @@ def build_memory(
 
     A tracklet's feature is the mean of its dense clips' projected features, computed in eval mode,
     in float32 and without cameras; a row of the memory is the mean over an identity's tracklets.
+    The processes of a group of ``torch.distributed`` share the tracklets; all get the same memory.
 
     Args:
         model: With the weights that training starts from; left in the mode it was in.
@@ -84,13 +86,16 @@ def build_memory(
     key = ""
     if cache is not None:
         key = _memory_key(model, tracklets, identities)
-        found = _read_cache(Path(cache), key)
+        found = from_first_process(_read_cache(Path(cache), key))
         if found is not None:
             _logger.info("read the memory of %d identities from %s", num_identities, cache)
             return CLIPMemory(found)
-    features = sequence_features(model, tracklets, batch_frames=batch_frames, progress=progress)
+    rank, size = place()
+    mine = [tracklets[i] for i in range(rank, len(tracklets), size)]
+    features = sequence_features(model, mine, batch_frames=batch_frames, progress=progress)
+    features = gather_dealt(features.to(model.device), len(tracklets)).cpu()
     memory = CLIPMemory.from_features(features, identities, num_identities=num_identities)
-    if cache is not None:
+    if cache is not None and rank == 0:
         _write_cache(Path(cache), key, memory.centroids)
     return memory
 
@@ -133,7 +138,11 @@ def sequence_features(
                 features.append(of_frames[torch.tensor(clips)].mean(1).mean(0))
     finally:
         model.train(training)
-    return torch.stack(features)
+    return (
+        torch.stack(features)
+        if features
+        else torch.empty(0, part_widths(model.config)["projected"])
+    )
 
 
 def _count_identities(identities: Tensor, num_tracklets: int) -> int:

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tfclip.config import TFCLIPConfig
+from tfclip.distributed import gather_with_gradient
 from tfclip.losses import (
     batch_hard_triplet_loss,
     frame_loss,
@@ -95,6 +96,10 @@ class TFCLIPObjective(nn.Module):
         dropout: Of the prompt.
         memory_momentum: How much of a memory row stays when a training batch has clips of its
             identity, in [0, 1); the rest is their mean. None, the reference, fixes the memory.
+
+    In a process group of ``torch.distributed`` each process gives its share of the batch, of the
+    same size everywhere, and gets the losses of the whole batch: the hardest examples, the
+    statistics of the batch norms and the memory are those of all.
 
     Raises:
         ValueError: An argument is wrong.
@@ -213,30 +218,43 @@ class TFCLIPObjective(nn.Module):
             raise ValueError(
                 f"identities must be 0 to {self.num_identities - 1}, got {identities.tolist()}"
             )
-        terms = {name: self._term(name, output, identities) for name in self.weights}
+        batch = self._whole_batch(output)
+        identities = gather_with_gradient(identities)
+        terms = {name: self._term(name, batch, identities) for name in self.weights}
         if self.training and self.memory_momentum is not None and self.memory is not None:
-            self.memory.update(output.projected, identities, self.memory_momentum)
+            self.memory.update(batch["projected"], identities, self.memory_momentum)
         return Losses(terms, self.weights)
 
-    def _term(self, name: str, output: TFCLIPOutput, identities: Tensor) -> Tensor:
-        smoothing = self.label_smoothing
-        if name == "video_to_memory":
-            logits = video_to_memory_logits(
+    def _whole_batch(self, output: TFCLIPOutput) -> dict[str, Tensor]:
+        """Return what the terms are computed from, of all processes' clips: B is their number."""
+        needed = {name.partition("_")[2] for name in self.weights if "memory" not in name}
+        local = {part: getattr(output, part) for part in needed - {""}}
+        if "frame" in self.weights:
+            local["frame"] = output.frame_temporal
+        if "video_to_memory" in self.weights:
+            local["video_to_memory"] = video_to_memory_logits(
                 output.projected,
                 self.updated_memory(output),
                 similarity=self.similarity,
                 scale=self.scale,
             )
+        if self.memory_momentum is not None:
+            local["projected"] = output.projected
+        return {name: gather_with_gradient(local[name]) for name in sorted(local)}
+
+    def _term(self, name: str, batch: dict[str, Tensor], identities: Tensor) -> Tensor:
+        smoothing = self.label_smoothing
+        if name == "video_to_memory":
             return video_to_memory_loss(
-                logits, identities, scope=self.scope, label_smoothing=smoothing
+                batch[name], identities, scope=self.scope, label_smoothing=smoothing
             )
         if name == "frame":
-            num_frames = output.frame_temporal.shape[1]
-            frames = rearrange(output.frame_temporal, "b t d -> (b t) d")
+            num_frames = batch[name].shape[1]
+            frames = rearrange(batch[name], "b t d -> (b t) d")
             logits = self.classifiers["temporal"](self.necks["frame"](frames))
             return frame_loss(logits, identities, num_frames, label_smoothing=smoothing)
         kind, part = name.split("_")
-        features = getattr(output, part)
+        features = batch[part]
         if kind == "triplet":  # on features before their batch norm
             return batch_hard_triplet_loss(features, identities, margin=self.margin)
         logits = self.classifiers[part](self.necks[part](features))

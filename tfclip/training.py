@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tfclip.model import TFCLIP
 from tfclip.objective import TFCLIPObjective
@@ -132,6 +132,32 @@ PRESETS: dict[str, dict] = {
         "milestones": (2,),
     },
 }
+
+
+class TrainingStep(nn.Module):
+    """Model and objective in one forward: what data-parallel training wraps.
+
+    Args:
+        model: What is trained.
+        objective: Its losses.
+    """
+
+    def __init__(self, model: TFCLIP, objective: TFCLIPObjective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(
+        self, frames: Tensor, cameras: Tensor | None, identities: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the total under ``loss``, to call ``backward`` on, and each term by its name.
+
+        Args:
+            frames: Normalised, ``(B, T, 3, H, W)``.
+            cameras: ``(B,)``, or None.
+            identities: ``(B,)``, 0 to K-1.
+        """
+        losses = self.objective(self.model(frames, cameras), identities)
+        return {"loss": losses.total, **losses}
 
 
 def named_parameters(
