@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from tfclip.errors import FrameError
+from tfclip.errors import FrameError, TFCLIPError
+from tfclip.remote import is_address, read_address
 
 Channels = Literal["rgb", "bgr"]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
@@ -48,6 +50,8 @@ def check_picture(picture: object, name: str) -> None:
         FrameError: A file is missing, or an array or tensor is not one frame.
         TypeError: It is of another type.
     """
+    if is_address(picture):
+        return  # found, or not, when it is read
     if isinstance(picture, (str, os.PathLike)):
         if is_folder(picture):
             raise FrameError(f"{name} must be an image file, got the folder {picture}")
@@ -207,7 +211,8 @@ def read_picture(picture: Picture, name: str, channels: Channels = "rgb") -> np.
     to 8 bits. An ndarray in RGB order may come back as it is, not copied.
 
     Args:
-        picture: A path, PIL image, ndarray ``(H, W, 3)`` or tensor ``(3, H, W)``.
+        picture: A path, PIL image, ndarray ``(H, W, 3)`` or tensor ``(3, H, W)``; or the address
+            of a file elsewhere (``tfclip.remote``).
         name: What a message calls it; a file is called by its path.
         channels: ``"rgb"`` or ``"bgr"``, the order of an ndarray.
 
@@ -249,7 +254,9 @@ def open_picture(
         with _HELD_IMAGES:
             return _decode(picture, name)
     try:
-        image = Image.open(picture)
+        image = Image.open(io.BytesIO(read_address(picture)) if is_address(picture) else picture)
+    except TFCLIPError:
+        raise
     except Exception as error:  # see _decode
         raise FrameError(f"{picture} is not a readable image: {_reason(error)}") from error
     with image:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from tfclip.data.tracklets import Box, Thumbnail, Tracklet
 from tfclip.errors import MissingExtraError, TableError
 from tfclip.images import natural_key
+from tfclip.remote import is_address, read_address
 
 _BOX_COLUMNS = ("left", "top", "width", "height")
 _NOTES = ("person", "camera", "platform", "modality", "clothes", "session")
 _COLUMNS = ("tracklet", "path", "frame", *_NOTES, *_BOX_COLUMNS)
 
 
-def read_table(path: str | Path) -> list[Tracklet]:
+def read_table(path: str | Path, *, remote: bool = False) -> list[Tracklet]:
     """Read a table with one row for each frame, ``.csv`` or ``.parquet``.
 
     Its columns are ``tracklet`` and ``path``, and if known ``frame`` (a whole number), ``person``,
@@ -32,6 +33,8 @@ def read_table(path: str | Path) -> list[Tracklet]:
 
     Args:
         path: The table. Paths in it are relative to its folder.
+        remote: The table and the paths in it may be addresses of object stores, web servers and
+            archives (``tfclip.remote``). They are looked for when they are read.
 
     Returns:
         The tracklets in natural order of their names. Their frames are ordered by ``frame`` where
@@ -42,11 +45,12 @@ def read_table(path: str | Path) -> list[Tracklet]:
             itself; the message names the row.
         MissingExtraError: ``.parquet`` without pyarrow.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = Path(path).suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise TableError(f"cannot read {path}: the name of a table ends in .csv or .parquet")
-    return _group_rows(path, _csv_rows(path) if suffix == ".csv" else _parquet_rows(path))
+    table = _Table(path, remote)
+    rows = _csv_rows(table) if suffix == ".csv" else _parquet_rows(table)
+    return _group_rows(str(path), rows)
 
 
 def read_csv(path: str | Path) -> list[Tracklet]:
@@ -62,8 +66,34 @@ def read_csv(path: str | Path) -> list[Tracklet]:
     Raises:
         TableError: The table cannot be read or contradicts itself; the message names the line.
     """
-    path = Path(path)
-    return _group_rows(path, _csv_rows(path))
+    return _group_rows(str(path), _csv_rows(_Table(path)))
+
+
+class _Table:
+    """The file of a table, here or elsewhere, and what paths in it are relative to."""
+
+    def __init__(self, path: str | Path, remote: bool = False) -> None:
+        self.name = str(path)
+        self.remote = remote
+        self.address = self.name if remote and is_address(path) else None
+        self.path = Path(path)
+
+    def lines(self) -> list[str]:
+        """Return the lines of a text in UTF-8."""
+        if self.address is None:
+            return read_lines(self.path)
+        return _decode_lines(read_address(self.address, TableError), self.name)
+
+    def image(self, text: str, where: str) -> str:
+        """Return the path or address of an image that a row names."""
+        if self.remote and is_address(text):
+            return text
+        if self.address is not None:
+            return f"{self.address.rpartition('/')[0]}/{text}"
+        image = self.path.parent / text
+        if not image.is_file():
+            raise TableError(f"{where}: there is no file {image}")
+        return str(image)
 
 
 class _Row(NamedTuple):
@@ -79,7 +109,7 @@ class _Row(NamedTuple):
     box: Box | None
 
 
-def _group_rows(path: Path, rows: Iterator[_Row]) -> list[Tracklet]:
+def _group_rows(path: str, rows: Iterator[_Row]) -> list[Tracklet]:
     groups: dict[str, list[_Row]] = {}
     for row in rows:
         groups.setdefault(row.tracklet, []).append(row)
@@ -88,8 +118,9 @@ def _group_rows(path: Path, rows: Iterator[_Row]) -> list[Tracklet]:
     return [_row_tracklet(path, name, groups[name]) for name in sorted(groups, key=natural_key)]
 
 
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    reader = csv.DictReader(read_lines(path), strict=True)
+def _csv_rows(table: _Table) -> Iterator[_Row]:
+    path = table.name
+    reader = csv.DictReader(table.lines(), strict=True)
     try:
         columns = [column.strip() for column in reader.fieldnames or ()]
         _check_columns(f"{path}, line 1", columns)
@@ -99,13 +130,14 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             if None in cells or None in cells.values():
                 raise TableError(f"{path}, {place}: there must be {len(columns)} cells")
             texts = {column: (cells[column] or "").strip() for column in columns}
-            yield _row(texts, path, place)
+            yield _row(texts, table, place)
     except csv.Error as error:
         line = reader.reader.line_num  # the DictReader's own still tells the last whole row
         raise TableError(f"{path}, line {line}: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[_Row]:
+def _parquet_rows(table: _Table) -> Iterator[_Row]:
+    path = table.name
     try:
         import pyarrow
         import pyarrow.parquet
@@ -113,16 +145,19 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
         raise MissingExtraError(
             "reading .parquet needs pyarrow; install it with: pip install 'tfclip[table]'"
         ) from error
-    if not path.is_file():
+    source: Any = table.path
+    if table.address is not None:
+        source = pyarrow.BufferReader(read_address(table.address, TableError))
+    elif not table.path.is_file():
         raise TableError(f"cannot read {path}: there is no such file")
     try:
-        table = pyarrow.parquet.read_table(path)
+        content = pyarrow.parquet.read_table(source)
     except (pyarrow.ArrowException, OSError) as error:
         raise TableError(f"{path} is damaged or not a parquet file: {error}") from error
-    _check_columns(str(path), table.column_names)
-    for number, cells in enumerate(table.to_pylist(), start=1):
+    _check_columns(path, content.column_names)
+    for number, cells in enumerate(content.to_pylist(), start=1):
         texts = {column: _cell_text(value) for column, value in cells.items()}
-        yield _row(texts, path, f"row {number}")
+        yield _row(texts, table, f"row {number}")
 
 
 def _cell_text(value: Any) -> str:
@@ -144,14 +179,12 @@ def _check_columns(where: str, columns: Sequence[str]) -> None:
         raise TableError(f"{where}: a box needs left, top, width and height, got {box}")
 
 
-def _row(texts: Mapping[str, str], path: Path, place: str) -> _Row:
-    where = f"{path}, {place}"
+def _row(texts: Mapping[str, str], table: _Table, place: str) -> _Row:
+    where = f"{table.name}, {place}"
     for column in ("tracklet", "path"):
         if not texts[column]:
             raise TableError(f"{where}: {column} is empty")
-    image = path.parent / texts["path"]
-    if not image.is_file():
-        raise TableError(f"{where}: there is no file {image}")
+    image = table.image(texts["path"], where)
     box = tuple(texts.get(column, "") for column in _BOX_COLUMNS)
     notes: dict[str, str | int | None] = {column: texts.get(column) or None for column in _NOTES}
     if texts.get("camera"):
@@ -159,14 +192,14 @@ def _row(texts: Mapping[str, str], path: Path, place: str) -> _Row:
     return _Row(
         place=place,
         tracklet=texts["tracklet"],
-        path=str(image),
+        path=image,
         frame=parse_whole(texts["frame"], "frame", where, least=0) if texts.get("frame") else None,
         notes=notes,
         box=parse_box(box, where) if any(box) else None,
     )
 
 
-def _row_tracklet(path: Path, name: str, rows: list[_Row]) -> Tracklet:
+def _row_tracklet(path: str, name: str, rows: list[_Row]) -> Tracklet:
     first = rows[0]
     for row in rows:
         where = f"{path}, {row.place}"
@@ -204,11 +237,16 @@ def _row_tracklet(path: Path, name: str, rows: list[_Row]) -> Tracklet:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file in UTF-8; TableError names what is wrong with it."""
     try:
-        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise TableError(f"cannot read {path}: it is not a text in UTF-8") from error
+        return _decode_lines(path.read_bytes(), str(path))
     except OSError as error:
         raise TableError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _decode_lines(content: bytes, name: str) -> list[str]:
+    try:
+    XX
+    except UnicodeDecodeError as error:
+        raise TableError(f"cannot read {name}: it is not a text in UTF-8") from error
 
 
 def parse_box(cells: Sequence[str], where: str) -> Box:
