@@ -31,6 +31,7 @@ from tfclip.images import (
     open_picture,
     read_picture,
 )
+from tfclip.remote import is_address
 from tfclip.video import VIDEO_SUFFIXES, Video
 
 FrameSource: TypeAlias = "Picture | Sequence[Picture] | Frames"
@@ -388,6 +389,8 @@ def _refuse_bgr(channels: Channels, source: object) -> None:
 def _open_path(source: str | os.PathLike[str]) -> FrameSequence:
     if source == "":
         raise FrameError("frames must be a path, got an empty string")
+    if is_address(source):
+        return _Pictures((source,))
     path = Path(source)
     if is_folder(path):
         return _Pictures(list_images(path))

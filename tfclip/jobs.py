@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from tfclip import __version__
 from tfclip import groups as grouping
 from tfclip.ahead import check_workers
+from tfclip.cluster import ClusterEncoder, RayCluster
 from tfclip.data.embeddings import EmbeddingTable, check_suffix, model_fingerprint
 from tfclip.data.tracklets import Tracklet
 from tfclip.encoding import BATCH_FRAMES, Sampling
@@ -33,6 +34,7 @@ from tfclip.errors import SaveError, TableError
 from tfclip.frames import open_frames
 from tfclip.groups import Group, GroupEncoder, make_groups, num_frames
 from tfclip.reading import Reading
+from tfclip.remote import container_of, is_address, stamp_address
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -54,6 +56,7 @@ def encode_to_file(
     batch_frames: int = BATCH_FRAMES,
     workers: int | None = None,
     progress: bool = False,
+    cluster: RayCluster | None = None,
 ) -> EmbeddingTable:
     """Encode tracklets into a file, taking up what an interrupted run of the same job finished.
 
@@ -76,6 +79,7 @@ def encode_to_file(
         batch_frames: Frames that go through the tower at once.
         workers: As in ``TFCLIP.encode_sequence``.
         progress: Show a progress bar where the output is a terminal.
+        cluster: Where to encode, if not in this process.
 
     Returns:
         The table that was written, in the order of ``tracklets``.
@@ -106,6 +110,7 @@ def encode_to_file(
         count = sum(map(len, finished))
         _logger.info("going on: %d of %d tracklets are finished", count, len(tracklets))
     pending = [group for group in groups if group not in finished]
+    engine = encoder if cluster is None else ClusterEncoder(encoder, cluster)
     with (
         tqdm(
             total=sum(map(num_frames, tracklets)),
@@ -114,7 +119,7 @@ def encode_to_file(
             disable=None if progress else True,  # None: shown where the output is a terminal
         ) as bar,
         # Closed at once when something goes wrong here, so that no thread goes on reading.
-        contextlib.closing(encoder.encode(pending, tracklets, bar.update)) as encoded,
+        contextlib.closing(engine.encode(pending, tracklets, bar.update)) as encoded,
     ):
         for group, embeddings, lengths in encoded:
             members = [tracklets[row] for row in group]
@@ -326,6 +331,11 @@ def _paths(tracklet: Tracklet) -> list[str]:
 
 def _stamp(path: str, known: dict[str, Any]) -> list[Any]:
     """Return what changes when a file, or a folder of frames, does."""
+    if is_address(path):
+        container = container_of(path)
+        if container not in known:
+            known[container] = stamp_address(container, TableError)
+        return known[container]
     if path not in known:
         try:
             files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]

@@ -1,16 +1,25 @@
 """Files by address: object stores, web servers and members of archives, through fsspec.
 
-An address is what fsspec opens: ``s3://bucket/a.jpg``, or a chain such as
-``tar://member.jpg::file:///shards/0.tar``. Only what was meant to be remote is ever fetched:
-readers take addresses where their documentation says so, and everything else is a path.
+An address is what fsspec opens, such as ``s3://bucket/a.jpg`` or ``zip://a.jpg::file:///b.zip``;
+or some bytes of a file, from one position up to another, ``bytes://512-9000/a.jpg::s3://b/0.tar``.
+Only what was meant to be remote is ever fetched: readers take addresses where their documentation
+says so, and everything else is a path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import threading
 from typing import Any, BinaryIO, TypeGuard
 
 from tfclip.errors import FrameError, MissingExtraError, TFCLIPError
+
+_PART = re.compile(
+    r"bytes://(?P<start>\d{1,18})-(?P<end>\d{1,18})/.*::(?P<container>.+?)", re.DOTALL
+)
+_archives = threading.Lock()  # fsspec reads all members of an archive through one open file
 
 
 def is_address(path: object) -> TypeGuard[str]:
@@ -34,7 +43,28 @@ def read_address(address: str, error: type[TFCLIPError] = FrameError) -> bytes:
         TFCLIPError: ``error``, when it cannot be read.
         MissingExtraError: fsspec needs a package for this kind of address.
     """
-    return _with_fsspec(address, error, lambda fs, path: fs.cat_file(path))
+    part = _PART.fullmatch(address)
+    if part:
+        start, end, container = int(part["start"]), int(part["end"]), part["container"]
+        return _with_fsspec(container, error, lambda fs, path: fs.cat_file(path, start, end))
+    with _archives if "::" in address else contextlib.nullcontext():
+        return _with_fsspec(address, error, lambda fs, path: fs.cat_file(path))
+
+
+def part_of(container: str, start: int, size: int, name: str) -> str:
+    """Return the address of some bytes of a file.
+
+    Args:
+        container: Path or address of the file.
+        start: Position of the first byte.
+        size: Number of bytes.
+        name: What they are called.
+
+    Example:
+        >>> part_of("s3://bucket/0.tar", 512, 100, "a.jpg")
+        'bytes://512-612/a.jpg::s3://bucket/0.tar'
+    """
+    return f"bytes://{start}-{start + size}/{name}::{as_address(container)}"
 
 
 def stamp_address(address: str, error: type[TFCLIPError] = FrameError) -> list[Any]:
@@ -52,10 +82,29 @@ def container_of(address: str) -> str:
     """Return the file that holds what an address names: of a chain, its last part.
 
     Example:
-        >>> container_of("tar://a.jpg::file:///shards/0.tar")
-        'file:///shards/0.tar'
+        >>> container_of("bytes://512-612/a.jpg::s3://bucket/0.tar")
+        's3://bucket/0.tar'
     """
     return address.rpartition("::")[2]
+
+
+def expand_address(pattern: str, error: type[TFCLIPError] = FrameError) -> list[str]:
+    """Return the files that a path or address with ``*`` names, in order; itself without one.
+
+    Raises:
+        TFCLIPError: ``error``, when there is none, or none can be listed.
+        MissingExtraError: As ``read_address``.
+    """
+    if "*" not in pattern:
+        return [pattern]
+
+    def find(fs: Any, path: str) -> list[str]:
+        return [str(fs.unstrip_protocol(file)) for file in sorted(fs.glob(path))]
+
+    found = _with_fsspec(as_address(pattern), error, find)
+    if not found:
+        raise error(f"{pattern} names no file")
+    return found
 
 
 def open_address(address: str, error: type[TFCLIPError] = FrameError) -> BinaryIO:

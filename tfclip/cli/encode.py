@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from tfclip.cli.shared import (
     natural,
     positive,
 )
+from tfclip.remote import is_address
 
 if TYPE_CHECKING:
     from tfclip.data.tracklets import Tracklet
@@ -34,10 +36,11 @@ Turn every tracklet of SOURCE into one vector and write them to one file.
 
 SOURCE is a folder of tracklets, each a folder of images (see --layout); a .csv
 or .parquet table with a row for each frame (columns: tracklet, path, and if known
-frame, person, camera, left, top, width, height); or a video, or folder of its
-frames, with --boxes. Finished work is kept in FILE.parts until all is done: after an
-interruption the same command goes on. FILE holds personal data; only you can
-read it.
+frame, person, camera, left, top, width, height); .tar shards, by a pattern in quotes
+("shards/*.tar"); or a video, or folder of its frames, with --boxes. A table or shard
+may be an address (s3://..., https://...), and with it the paths in a table.
+Finished work is kept in FILE.parts until all is done: after an interruption the same
+command goes on. FILE holds personal data; only you can read it.
 
 Example:
   tfclip encode crops/ --layout "{person}/{camera}/{tracklet}" --out gallery.safetensors
@@ -45,7 +48,7 @@ Example:
 """,
     )
     command.set_defaults(resumes=True)
-    command.add_argument("source", type=existing, metavar="SOURCE")
+    command.add_argument("source", type=_path_or_address, metavar="SOURCE")
     command.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=".safetensors or .parquet"
     )
@@ -85,6 +88,16 @@ Example:
     command.add_argument(
         "--workers", type=natural, metavar="N", help="threads that read frames; 0 for none"
     )
+    command.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="encode with Ray: on this machine, or on the cluster at ADDRESS (auto, ray://...)",
+    )
+    command.add_argument(
+        "--actors", type=positive, default=1, metavar="N", help="processes with --ray (1)"
+    )
     faster = command.add_argument_group("faster, with slightly other vectors")
     faster.add_argument(
         "--max-frames", type=positive, metavar="N", help="read N frames of longer tracklets"
@@ -102,11 +115,21 @@ Example:
     )
 
 
+def _path_or_address(text: str) -> Path | str:
+    return text if is_address(text) else existing(text)
+
+
 def run(options: argparse.Namespace) -> None:
     """Encode tracklets to a file."""
+    from tfclip.cluster import RayCluster
     from tfclip.jobs import check_output, encode_to_file
     from tfclip.reading import Reading
 
+    cluster = None
+    if options.ray is not None:
+        cluster = RayCluster(address=options.ray or None, actors=options.actors)
+    elif options.actors != 1:
+        raise UsageError("--actors is for --ray")
     check_output(options.out)
     if options.selection and options.max_frames is None:
         raise UsageError("--selection is for --max-frames")
@@ -132,6 +155,7 @@ def run(options: argparse.Namespace) -> None:
         batch_frames=options.batch_frames,
         workers=options.workers,
         progress=True,
+        cluster=cluster,
     )
     frames = sum(count or 0 for count in table.num_frames)
     print(
@@ -141,12 +165,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:
-    import dataclasses
-
+    from tfclip.data.encoding import read_tracklets
     from tfclip.data.readers import read_folder, read_mot
     from tfclip.data.tables import read_table
     from tfclip.video import VIDEO_SUFFIXES
 
+    if isinstance(options.source, str) or options.source.suffix.lower() == ".tar":
+        return _with_camera(read_tracklets(options.source), options)
     source: Path = options.source
     is_table = source.suffix.lower() in (".csv", ".parquet")
     if (options.boxes or is_table) and (options.layout != "auto" or options.camera_names):
@@ -159,8 +184,13 @@ def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:
         raise UsageError(f"a video needs --boxes, a file of tracks in MOT format: {source}")
     else:
         tracklets = read_folder(source, options.layout, cameras=options.camera_names)
+    return _with_camera(tracklets, options)
+
+
+def _with_camera(tracklets: list[Tracklet], options: argparse.Namespace) -> list[Tracklet]:
+    """Say which camera saw them, where the command line does."""
     if options.camera is None:
         return tracklets
     if any(tracklet.camera is not None for tracklet in tracklets):
-        raise UsageError(f"--camera is for sources that do not tell it, and {source} does")
+        raise UsageError(f"--camera is for sources that do not tell it, and {options.source} does")
     return [dataclasses.replace(tracklet, camera=options.camera) for tracklet in tracklets]

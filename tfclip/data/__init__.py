@@ -33,11 +33,14 @@ if TYPE_CHECKING:
     from tfclip.data.doctor import check_dataset as check_dataset
     from tfclip.data.embeddings import EmbeddingTable as EmbeddingTable
     from tfclip.data.embeddings import model_fingerprint as model_fingerprint
+    from tfclip.data.encoding import encode_dataset as encode_dataset
+    from tfclip.data.encoding import read_tracklets as read_tracklets
     from tfclip.data.mat import read_mat as read_mat
     from tfclip.data.readers import read_folder as read_folder
     from tfclip.data.readers import read_mot as read_mot
     from tfclip.data.samplers import IdentitySampler as IdentitySampler
     from tfclip.data.search import search_table as search_table
+    from tfclip.data.shards import read_shards as read_shards
     from tfclip.data.synthetic import SyntheticTracklets as SyntheticTracklets
     from tfclip.data.tables import read_csv as read_csv
     from tfclip.data.tables import read_table as read_table
@@ -68,6 +71,7 @@ _HOMES = {
     "check_dataset": "doctor",
     "collate_tracklets": "clips",
     "dataset_names": "benchmarks",
+    "encode_dataset": "encoding",
     "load_dataset": "benchmarks",
     "load_thumbnails": "tracklets",
     "model_fingerprint": "embeddings",
@@ -85,7 +89,9 @@ _HOMES = {
     "read_msmt17": "benchmarks",
     "read_parts": "benchmarks",
     "read_prid2011": "benchmarks",
+    "read_shards": "shards",
     "read_table": "tables",
+    "read_tracklets": "encoding",
     "search_table": "search",
 }
 
@@ -109,6 +115,7 @@ __all__ = [
     "check_dataset",
     "collate_tracklets",
     "dataset_names",
+    "encode_dataset",
     "load_dataset",
     "load_thumbnails",
     "model_fingerprint",
@@ -126,7 +133,9 @@ __all__ = [
     "read_msmt17",
     "read_parts",
     "read_prid2011",
+    "read_shards",
     "read_table",
+    "read_tracklets",
     "search_table",
 ]
 

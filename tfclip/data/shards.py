@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from tfclip.data.tracklets import Tracklet
 from tfclip.errors import TableError
 from tfclip.images import IMAGE_SUFFIXES, natural_key
-from tfclip.remote import as_address, open_address
+from tfclip.remote import as_address, open_address, part_of
 
 _NOTES = ("person", "camera", "first_frame", "last_frame", "platform", "modality", "clothes",
           "session")  # fmt: skip
@@ -28,7 +28,7 @@ def read_shards(paths: Iterable[str]) -> list[Tracklet]:
     """List the tracklets of tar files without decoding an image.
 
     Only the headers and the small ``.json`` files are read, over the network where a shard is
-    there. The frames are addresses, ``tar://member::file:///shard.tar``.
+    there. The frames are addresses of the images' bytes.
 
     Args:
         paths: ``.tar`` files, as paths or addresses.
@@ -59,25 +59,30 @@ def read_shards(paths: Iterable[str]) -> list[Tracklet]:
 
 
 def _read_shard(path: str) -> list[Tracklet]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, str]] = {}  # of each key, the address of every image by its name
     notes: dict[str, dict[str, Any]] = {}
     try:
-        with open_address(as_address(path), TableError) as file, tarfile.open(fileobj=file) as tar:
+        with (
+            open_address(as_address(path), TableError) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
             for member in tar:
                 key, ending = _split(member.name)
-                if not member.isfile() or not key:
+                if not member.isreg() or member.issparse() or not key:
                     continue
                 if PurePosixPath(ending).suffix in IMAGE_SUFFIXES:
-                    groups.setdefault(key, []).append(member.name)
+                    images = groups.setdefault(key, {})
+                    images[member.name] = part_of(
+                        path, member.offset_data, member.size, member.name
+                    )
                 elif ending == ".json":
                     notes[key] = _read_notes(tar, member, path)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise TableError(f"{path} is damaged or not a tar file: {error}") from error
     if not groups:
         raise TableError(f"{path} has no image")
-    container = as_address(path)
     return [
-        _tracklet(path, container, key, groups[key], notes.get(key, {}))
+        _tracklet(path, key, groups[key], notes.get(key, {}))
         for key in sorted(groups, key=natural_key)
     ]
 
@@ -103,9 +108,7 @@ def _read_notes(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dic
     return notes
 
 
-def _tracklet(
-    path: str, container: str, key: str, members: Sequence[str], notes: dict[str, Any]
-) -> Tracklet:
+def _tracklet(path: str, key: str, images: Mapping[str, str], notes: dict[str, Any]) -> Tracklet:
     where = f"{path}, {key}.json"
     for name, kinds in (("camera", int), ("first_frame", int), ("last_frame", int)):
         value = notes.get(name)
@@ -113,14 +116,13 @@ def _tracklet(
             raise TableError(f"{where}: {name} must be a whole number, got {value!r}")
     if not isinstance(notes.get("person"), (str, int, type(None))):
         raise TableError(f"{where}: person must be a text or a number, got {notes['person']!r}")
-    members = sorted(members, key=natural_key)
     boxes = notes.get("boxes")
-    if boxes is not None and (not isinstance(boxes, list) or len(boxes) != len(members)):
-        raise TableError(f"{where}: boxes must be one for each of the {len(members)} images")
+    if boxes is not None and (not isinstance(boxes, list) or len(boxes) != len(images)):
+        raise TableError(f"{where}: boxes must be one for each of the {len(images)} images")
     try:
         return Tracklet(
             name=key,
-            frames=tuple(f"tar://{member}::{container}" for member in members),
+            frames=tuple(images[name] for name in sorted(images, key=natural_key)),
             boxes=None if boxes is None else tuple(map(tuple, boxes)),
             **{name: notes[name] for name in _NOTES if notes.get(name) is not None},
         )

@@ -244,7 +244,7 @@ def read_lines(path: Path) -> list[str]:
 
 def _decode_lines(content: bytes, name: str) -> list[str]:
     try:
-    XX
+        return list(io.StringIO(content.decode("utf-8-sig"), newline=None))
     except UnicodeDecodeError as error:
         raise TableError(f"cannot read {name}: it is not a text in UTF-8") from error
 

@@ -228,7 +228,7 @@ class Gallery:
             self._storage.describe(
                 model=table.model, revision=table.revision, fingerprint=table.fingerprint
             )
-        self._check_table(table)
+        self.check_maker(table)
         return self.add(
             table.embeddings,
             ids=table.names,
@@ -291,7 +291,7 @@ class Gallery:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if hasattr(queries, "embeddings"):
             table: Any = queries
-            self._check_table(table)
+            self.check_maker(table)
             queries = table.embeddings
             query_cameras = table.cameras if query_cameras is None else query_cameras
             query_ids = table.names if query_ids is None else query_ids
@@ -450,7 +450,15 @@ class Gallery:
             conditions.append({"time": Between(*ends)})
         return tuple(conditions)
 
-    def _check_table(self, table: EmbeddingTable) -> None:
+    def check_maker(self, table: Any) -> None:
+        """Refuse embeddings of another model than the gallery's.
+
+        Args:
+            table: A table, or anything with its ``model``, ``revision`` and ``fingerprint``.
+
+        Raises:
+            GalleryError: Another model made them.
+        """
         description = self._storage.description
         if description.fingerprint or table.fingerprint:
             same = description.fingerprint == table.fingerprint

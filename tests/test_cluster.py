@@ -1,0 +1,157 @@
+"""Encoding on a cluster is encoding here, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tfclip.groups
+from tfclip import cli
+from tfclip.cluster import ClusterEncoder, RayCluster
+from tfclip.data import EmbeddingTable, SyntheticTracklets, Tracklet, read_folder
+from tfclip.errors import FrameError, MissingExtraError
+from tfclip.groups import GroupEncoder
+from tfclip.jobs import encode_to_file
+from tfclip.reading import Reading
+
+# Ray warns of its own use of what it is about to change.
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
+
+CLUSTER = RayCluster(actors=2)
+
+
+@pytest.fixture(scope="module")
+def tracklets(tmp_path_factory) -> list[Tracklet]:
+    root = tmp_path_factory.mktemp("crops")
+    for tracklet in SyntheticTracklets(20, 2, 1, num_frames=4, frame_size=(32, 16)):
+        folder = root / f"{tracklet.person:02d}" / str(tracklet.camera)
+        folder.mkdir(parents=True)
+        for i, frame in enumerate(tracklet.frames):
+            Image.fromarray(frame).save(folder / f"{i}.png")
+    return read_folder(root, "{person}/{camera}")
+
+
+@pytest.fixture(autouse=True)
+def _small_groups_and_one_thread(monkeypatch):
+    monkeypatch.setattr(tfclip.groups, "GROUP_FRAMES", 8)  # 20 groups of 2 tracklets
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the actors
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def _ray():
+    """Start Ray once, the way a job does that finds it not running."""
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from tfclip import TFCLIP
+
+    encoder = GroupEncoder(TFCLIP.from_pretrained("tfclip-tiny"), "dense", False, Reading(), 64, 0)
+    ClusterEncoder(encoder, CLUSTER)._start(ray)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.skipif(sys.platform != "linux", reason="actors are found in /proc")
+def test_nothing_is_lost_or_doubled_when_an_actor_is_killed(
+    tiny_model, tracklets, tmp_path, monkeypatch
+):
+    killed: list[int] = []
+    save = EmbeddingTable.save
+
+    def save_and_kill(table: EmbeddingTable, path: Path) -> None:
+        save(table, path)
+        if not killed:
+            killed.append(actors()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(EmbeddingTable, "save", save_and_kill)
+    out = tmp_path / "out.safetensors"
+    table = encode_to_file(tiny_model, tracklets, out, cluster=CLUSTER)
+    monkeypatch.undo()
+    assert killed
+    assert table.names == tuple(tracklet.name for tracklet in tracklets)
+    expected = encode_to_file(tiny_model, tracklets, tmp_path / "expected.safetensors")
+    torch.testing.assert_close(table.embeddings, expected.embeddings, atol=1e-5, rtol=0)
+
+
+def actors() -> list[int]:
+    """Return the processes of Ray that hold a model."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:  # it has ended
+                continue
+            if command.startswith(b"ray::MapWorker"):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+def test_a_job_goes_on_on_a_cluster_after_an_error_and_says_it_in_one_sentence(
+    tiny_model, tracklets, tmp_path
+):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    broken = [*tracklets, Tracklet(name="zz", frames=(str(damaged),))]
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(FrameError, match=r"damaged\.png is not a readable image"):
+        encode_to_file(tiny_model, broken, out, cluster=CLUSTER)
+    assert not out.exists()
+    Image.new("RGB", (16, 32)).save(damaged)
+    table = encode_to_file(tiny_model, broken, out, cluster=CLUSTER)
+    assert len(table) == len(tracklets) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+def test_the_command_line_writes_the_same_bytes_with_ray(tracklets, tmp_path, capsys):
+    root = Path(tracklets[0].frames[0]).parents[2]
+    outs = [tmp_path / "here.safetensors", tmp_path / "there.safetensors"]
+    command = ["encode", str(root), "--layout", "{person}/{camera}"]
+    cli.main([*command, "--out", str(outs[0])])
+    cli.main([*command, "--out", str(outs[1]), "--ray", "--actors", "2"])
+    assert "40 tracklets of 160 frames" in capsys.readouterr().out
+    assert outs[1].read_bytes() == outs[0].read_bytes()
+    assert not outs[1].with_name("there.safetensors.parts").exists()
+
+
+def test_finished_groups_are_not_sent_again(tiny_model, tracklets, tmp_path, monkeypatch):
+    """Without Ray: all groups but those whose parts are there go to the cluster."""
+    sent: list[int] = []
+
+    def encode_here(self, groups, tracklets, count):
+        for number, encoded in enumerate(self.encoder.encode(groups, tracklets, count)):
+            if number == 3 and not sent:
+                sent.append(0)
+                raise KeyboardInterrupt
+            sent.append(1) if sent else None
+            yield encoded
+
+    monkeypatch.setattr(ClusterEncoder, "encode", encode_here)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        encode_to_file(tiny_model, tracklets, out, cluster=CLUSTER)
+    encode_to_file(tiny_model, tracklets, out, cluster=CLUSTER)
+    assert sum(sent) == 20 - 3
+
+
+def test_what_is_wrong_is_said_before_ray_starts(tiny_model, tracklets, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="actors must be at least 1, got 0"):
+        RayCluster(actors=0)
+    with pytest.raises(SystemExit):
+        cli.main(["encode", "x", "--out", "y.safetensors", "--actors", "2"])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'tfclip\[ray\]'"):
+        encode_to_file(tiny_model, tracklets, tmp_path / "out.safetensors", cluster=CLUSTER)
