@@ -396,7 +396,7 @@ def spoil(kind, folder, model_folder):
 
 BAD_BOXES = {
     "empty table": ("", "boxes.txt has no box"),
-    "zero area": ("1,1,0,0,0,8", "boxes.txt, line 1: the box must have an area"),
+    "zero area": ("1,1,0,0,0,8", "boxes.txt has no box"),
     "outside": ("1,1,900,0,8,8", "no box lies inside the picture"),
     "no number": ("1,1,nan,0,8,8", "left must be a number, got 'nan'"),
     "beyond the end": ("9,1,0,0,8,8", "has 3 frames, but frame 9 is asked for"),

@@ -220,7 +220,7 @@ def test_a_corrupt_packet_is_skipped_and_logged(video: Path, caplog: pytest.LogC
         given_numbers = [number(frame) for frame in frames]
     assert len(given_numbers) == len(frames) == LENGTH - 1
     assert given_numbers[:5] == [0, 1, 2, 3, 4]
-    ours = [record.getMessage() for record in caplog.records if record.name == "tfclip.video"]
+    ours = [record.getMessage() for record in caplog.records if record.name == "tfclip.video.file"]
     assert ours == [f"{video}: skipped 1 corrupt packets"]
 
 

@@ -37,14 +37,17 @@ Turn every tracklet of SOURCE into one vector and write them to one file.
 SOURCE is a folder of tracklets, each a folder of images (see --layout); a .csv
 or .parquet table with a row for each frame (columns: tracklet, path, and if known
 frame, person, camera, left, top, width, height); .tar shards, by a pattern in quotes
-("shards/*.tar"); or a video, or folder of its frames, with --boxes. A table or shard
-may be an address (s3://..., https://...), and with it the paths in a table.
-Finished work is kept in FILE.parts until all is done: after an interruption the same
-command goes on. FILE holds personal data; only you can read it.
+("shards/*.tar"); or a video, or folder of its frames, with --boxes, a file of tracks:
+a table in MOT format, or .json or .jsonl of COCO with track ids or of Ultralytics
+(to_json() of every frame). A table or shard may be an address (s3://..., https://...),
+and with it the paths in a table. Finished work is kept in FILE.parts until all is
+done: after an interruption the same command goes on. FILE holds personal data; only
+you can read it.
 
 Example:
   tfclip encode crops/ --layout "{person}/{camera}/{tracklet}" --out gallery.safetensors
   tfclip encode street.mp4 --boxes tracks.txt --camera 0 --out queries.safetensors
+  tfclip encode street.mp4 --boxes tracks.json --classes person --out street.safetensors
 """,
     )
     command.set_defaults(resumes=True)
@@ -54,7 +57,16 @@ Example:
     )
     add_model(command)
     command.add_argument(
-        "--boxes", type=Path, metavar="TXT", help="tracks of the video, in MOT format"
+        "--boxes", type=Path, metavar="FILE", help="tracks of the video: MOT, COCO, Ultralytics"
+    )
+    command.add_argument(
+        "--classes",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="take only boxes of these classes, by name or number",
+    )
+    command.add_argument(
+        "--min-confidence", type=float, metavar="C", help="take only boxes at least this sure"
     )
     command.add_argument(
         "--layout",
@@ -165,8 +177,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:
+    from tfclip.data.box_files import read_tracks
     from tfclip.data.encoding import read_tracklets
-    from tfclip.data.readers import read_folder, read_mot
+    from tfclip.data.readers import read_folder
     from tfclip.data.tables import read_table
     from tfclip.video import VIDEO_SUFFIXES
 
@@ -176,12 +189,15 @@ def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:
     is_table = source.suffix.lower() in (".csv", ".parquet")
     if (options.boxes or is_table) and (options.layout != "auto" or options.camera_names):
         raise UsageError("--layout and --camera-names are for folders of tracklets")
+    choice = {"classes": options.classes, "min_confidence": options.min_confidence}
+    if not options.boxes and any(value is not None for value in choice.values()):
+        raise UsageError("--classes and --min-confidence are for --boxes")
     if options.boxes:
-        tracklets = read_mot(source, options.boxes)
+        tracklets = read_tracks(source, options.boxes, **choice)
     elif is_table:
         tracklets = read_table(source)
     elif source.suffix.lower() in VIDEO_SUFFIXES:
-        raise UsageError(f"a video needs --boxes, a file of tracks in MOT format: {source}")
+        raise UsageError(f"a video needs --boxes, a file of its tracks: {source}")
     else:
         tracklets = read_folder(source, options.layout, cameras=options.camera_names)
     return _with_camera(tracklets, options)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tfclip.data.benchmarks import read_msmt17 as read_msmt17
     from tfclip.data.benchmarks import read_parts as read_parts
     from tfclip.data.benchmarks import read_prid2011 as read_prid2011
+    from tfclip.data.box_files import read_boxes as read_boxes
+    from tfclip.data.box_files import read_mot as read_mot
+    from tfclip.data.box_files import read_tracks as read_tracks
     from tfclip.data.clips import ClipDataset as ClipDataset
     from tfclip.data.clips import TrackletDataset as TrackletDataset
     from tfclip.data.clips import collate_tracklets as collate_tracklets
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
     from tfclip.data.encoding import read_tracklets as read_tracklets
     from tfclip.data.mat import read_mat as read_mat
     from tfclip.data.readers import read_folder as read_folder
-    from tfclip.data.readers import read_mot as read_mot
     from tfclip.data.samplers import IdentitySampler as IdentitySampler
     from tfclip.data.search import search_table as search_table
     from tfclip.data.shards import read_shards as read_shards
@@ -77,6 +79,7 @@ _HOMES = {
     "model_fingerprint": "embeddings",
     "own_dataset": "benchmarks",
     "read_ag_vpreid": "benchmarks",
+    "read_boxes": "box_files",
     "read_csv": "tables",
     "read_folder": "readers",
     "read_g2a_vreid": "benchmarks",
@@ -85,13 +88,14 @@ _HOMES = {
     "read_market1501": "benchmarks",
     "read_mars": "benchmarks",
     "read_mat": "mat",
-    "read_mot": "readers",
+    "read_mot": "box_files",
     "read_msmt17": "benchmarks",
     "read_parts": "benchmarks",
     "read_prid2011": "benchmarks",
     "read_shards": "shards",
     "read_table": "tables",
     "read_tracklets": "encoding",
+    "read_tracks": "box_files",
     "search_table": "search",
 }
 
@@ -121,6 +125,7 @@ __all__ = [
     "model_fingerprint",
     "own_dataset",
     "read_ag_vpreid",
+    "read_boxes",
     "read_csv",
     "read_folder",
     "read_g2a_vreid",
@@ -136,6 +141,7 @@ __all__ = [
     "read_shards",
     "read_table",
     "read_tracklets",
+    "read_tracks",
     "search_table",
 ]
 

@@ -1,4 +1,4 @@
-"""Reading tracklets from folders of crops, a CSV table, or a video with boxes in MOT format.
+"""Reading tracklets from folders of crops, a table, or a video with a file of boxes.
 
 A reader lists files and reads tables; it opens no image and writes nothing. Whatever the order in
 which the disk lists its files, tracklets and frames come in natural order (``2`` before ``10``).
@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tfclip.data.tables import parse_box, parse_real, parse_whole, read_lines
+from tfclip.data.box_files import read_mot as read_mot
 from tfclip.data.tables import read_csv as read_csv
-from tfclip.data.tracklets import Box, Thumbnail, Tracklet
+from tfclip.data.tracklets import Thumbnail, Tracklet
 from tfclip.errors import TableError
 from tfclip.images import IMAGE_SUFFIXES, natural_key
 
@@ -69,49 +69,6 @@ def read_folder(
         return _group_mars(path for paths in folders.values() for path in paths)
     own_name = Path(root).resolve().name  # of a root that holds images itself
     return [image_tracklet(name or own_name, paths) for name, paths in folders.items()]
-
-
-def read_mot(frames: str | Path, boxes: str | Path) -> list[Tracklet]:
-    """Read the tracks of a video from a file in the format of the MOT challenges.
-
-    Each line is ``frame, id, left, top, width, height`` and, if there is more, a flag or
-    confidence; further columns are not read. Frames count from 1. Lines whose flag is 0 are left
-    out: the ground truth marks with it what is not to be counted.
-
-    An id says which boxes belong together in this video and nothing beyond it, so it becomes part
-    of the name (``"street/7"``) and ``person`` stays None.
-
-    Args:
-        frames: The video, or a folder of its frames.
-        boxes: The file: ground truth, or the output of a tracker.
-
-    Returns:
-        The tracklets in the order of their ids.
-
-    Raises:
-        TableError: A file is missing, or a line is not as above; the message names the line.
-    """
-    source, path = Path(frames), Path(boxes)
-    if not os.path.exists(source):  # noqa: PTH110 (a name no path can have is none, and no error)
-        raise TableError(f"cannot read {source}: there is no such video or folder")
-    tracks: dict[int, dict[int, Box]] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        parts = _mot_line(line, f"{path}, line {number}")
-        if parts is None:
-            continue
-        frame, track, box = parts
-        if frame in tracks.setdefault(track, {}):
-            raise TableError(f"{path}, line {number}: id {track} has two boxes in frame {frame}")
-        tracks[track][frame] = box
-    if not tracks:
-        raise TableError(f"{path} has no box")
-    recording = source.parent.resolve().name if source.name == "img1" else source.stem
-    return [
-        _mot_tracklet(f"{recording}/{track}", str(source), tracks[track])
-        for track in sorted(tracks)
-    ]
 
 
 def compile_layout(layout: str) -> re.Pattern[str]:
@@ -269,35 +226,3 @@ def _mars_tracklet(name: str, frames: Mapping[int, Path]) -> Tracklet:
     numbers = tuple(sorted(frames))
     paths = [frames[number] for number in numbers]
     return image_tracklet(name, paths, numbers, person, camera - 1)
-
-
-def _mot_line(line: str, where: str) -> tuple[int, int, Box] | None:
-    """Return frame, id and box of a line, or None if its flag says that it does not count."""
-    cells = [cell.strip() for cell in line.rstrip().rstrip(",").split(",")]
-    cells = line.split() if len(cells) == 1 else cells
-    if len(cells) < 6:
-        raise TableError(
-            f"{where}: there must be frame, id, left, top, width, height, got {len(cells)} cells"
-        )
-    frame, track = (
-        parse_whole(cells[0], "frame", where, least=1),
-        parse_whole(cells[1], "id", where),
-    )
-    if track < 0:
-        raise TableError(f"{where}: id is {track}, so these are detections and not yet tracks")
-    flag = parse_real(cells[6], "confidence", where) if len(cells) > 6 and cells[6] else 1.0
-    return (frame, track, parse_box(cells[2:6], where)) if flag != 0 else None
-
-
-def _mot_tracklet(name: str, source: str, boxes: Mapping[int, Box]) -> Tracklet:
-    frames = sorted(boxes)
-    middle = frames[len(frames) // 2]
-    return Tracklet(
-        name=name,
-        frames=source,
-        boxes=tuple(boxes[frame] for frame in frames),
-        frame_indices=tuple(frame - 1 for frame in frames),
-        first_frame=frames[0],
-        last_frame=frames[-1],
-        thumbnail=Thumbnail(path=source, frame=middle - 1, box=boxes[middle]),
-    )
