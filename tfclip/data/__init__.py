@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tfclip.data.search import search_table as search_table
     from tfclip.data.shards import read_shards as read_shards
     from tfclip.data.synthetic import SyntheticTracklets as SyntheticTracklets
+    from tfclip.data.synthetic import SyntheticVideo as SyntheticVideo
     from tfclip.data.tables import read_csv as read_csv
     from tfclip.data.tables import read_table as read_table
     from tfclip.data.tracklets import Thumbnail as Thumbnail
@@ -67,6 +68,7 @@ _HOMES = {
     "RandomErasing": "transforms",
     "Split": "benchmarks",
     "SyntheticTracklets": "synthetic",
+    "SyntheticVideo": "synthetic",
     "Thumbnail": "tracklets",
     "Tracklet": "tracklets",
     "TrackletDataset": "clips",
@@ -113,6 +115,7 @@ __all__ = [
     "RandomErasing",
     "Split",
     "SyntheticTracklets",
+    "SyntheticVideo",
     "Thumbnail",
     "Tracklet",
     "TrackletDataset",
