@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
+_Corners = tuple[int, int, int, int]  # left, top, right, bottom; inclusive
 
 _GOLDEN = 0.618034  # of the circle of hues: neighbours in number are far apart in colour
 _LINE = 1 / 240  # width of a line, as a share of the picture's height
@@ -42,8 +43,9 @@ def draw_boxes(
 ) -> np.ndarray:
     """Return a copy of a picture with boxes drawn into it, and a text over each.
 
-    Lines and letters grow with the picture. A text that would leave the picture is moved into it;
-    the box that stands lowest, as the nearest one does, is drawn last.
+    Lines and letters grow with the picture. The box that stands lowest, as the nearest one does, is
+    drawn last. A text stands on its box; where another stands already, or beyond the picture's
+    edge, it is moved.
 
     Args:
         pixels: ``(H, W, 3)`` uint8 RGB.
@@ -66,39 +68,55 @@ def draw_boxes(
     for name, values in (("labels", labels), ("colours", colours)):
         if values is not None and len(values) != len(rows):
             raise ValueError(f"{name} must be one for each of {len(rows)} boxes, got {len(values)}")
+    edges = np.rint(np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1)).astype(int)
+    corners: list[_Corners] = [(x0, y0, x1 - 1, y1 - 1) for x0, y0, x1, y1 in edges.tolist()]
+    shades = [identity_colour(row) for row in range(len(rows))] if colours is None else colours
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     line = max(2, round(_LINE * image.height))
-    for row in map(int, np.argsort(rows[:, 1] + rows[:, 3], kind="stable")):
-        colour = identity_colour(row) if colours is None else colours[row]
-        left, top, width, height = rows[row]
-        corners = (round(left), round(top), round(left + width) - 1, round(top + height) - 1)
-        if corners[2] >= corners[0] and corners[3] >= corners[1]:
-            draw.rounded_rectangle(corners, radius=2 * line, outline=colour, width=line)
+    order = [int(row) for row in np.argsort(edges[:, 3], kind="stable")]
+    for row in order:
+        x0, y0, x1, y1 = corners[row]
+        if x1 >= x0 and y1 >= y0:
+            shape = corners[row]
+            draw.rounded_rectangle(shape, radius=2 * line, outline=shades[row], width=line)
+    taken: list[_Corners] = []
+    for row in reversed(order) if labels is not None else ():  # the nearest take their place first
         if labels is not None and labels[row]:
-            _draw_label(draw, labels[row], corners, colour, image.size)
+            taken.append(_draw_label(draw, labels[row], corners[row], shades[row], taken))
     return np.array(image)
 
 
 def _draw_label(
     draw: ImageDraw.ImageDraw,
     text: str,
-    corners: tuple[int, int, int, int],
+    corners: _Corners,
     colour: Colour,
-    size: tuple[int, int],
-) -> None:
-    """Draw a text on a plate of the box's colour, above the box or, at the edge, inside it."""
-    width, height = size
+    taken: Sequence[_Corners],
+) -> _Corners:
+    """Draw a text on a plate of the box's colour; return where the plate is."""
+    width, height = draw.im.size
     font = _font(max(_LEAST_TEXT, round(_TEXT * height)))
     x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
-    across, down = round(x1 - x0), round(y1 - y0)
-    pad = max(2, down // 3)
-    plate_width, plate_height = across + 2 * pad, down + 2 * pad
-    left = max(0, min(corners[0], width - plate_width))
-    top = max(0, min(corners[1] - plate_height + 1, height - plate_height))
-    plate = (left, top, left + plate_width - 1, top + plate_height - 1)
+    pad = max(2, round(y1 - y0) // 3)
+    wide, high = round(x1 - x0) + 2 * pad, round(y1 - y0) + 2 * pad
+    left = max(0, min(corners[0], width - wide))
+    # On the box, then higher, then in the box from the top down.
+    rows = [corners[1] + 1 - high * k for k in (1, 2, 3)] + [corners[1] + high * k for k in (0, 1)]
+    plates = [(left, top, left + wide - 1, top + high - 1) for top in rows]
+    inside = [plate for plate in plates if plate[1] >= 0 and plate[3] < height]
+    free = [plate for plate in inside if not any(_overlap(plate, other) for other in taken)]
+    lowest = max(0, height - high)
+    top = min(max(0, rows[0]), lowest)
+    plate = (free or inside or [(left, top, left + wide - 1, top + high - 1)])[0]
     draw.rounded_rectangle(plate, radius=pad, fill=colour)
-    draw.text((left + pad - x0, top + pad - y0), text, font=font, fill=_INK)
+    draw.text((plate[0] + pad - x0, plate[1] + pad - y0), text, font=font, fill=_INK)
+    return plate
+
+
+def _overlap(one: _Corners, other: _Corners) -> bool:
+    across = one[0] <= other[2] and other[0] <= one[2]
+    return across and one[1] <= other[3] and other[1] <= one[3]
 
 
 @lru_cache(maxsize=8)

@@ -136,6 +136,14 @@ class Video:
             raise ValueError(f"step must be at least 1, got {step}")
         return self._timed(start, stop, step)
 
+    def times(self) -> list[float]:
+        """Return the time of every frame in seconds; decodes the whole video once.
+
+        Raises:
+            FrameError: No frame of the video decodes.
+        """
+        return [time for _, time, _ in self._forward(0.0)]
+
     def frame_at(self, time: float) -> TimedFrame:
         """Return the frame that is on show at a time: the last that is not later.
 
