@@ -104,20 +104,21 @@ def reidentify(
         times=[seconds(recordings, tracklet) for tracklet in tracklets],
         min_travel=travel,
     )
-    people = dict(zip(kept_names(tracklets), association.labels.tolist(), strict=True))
+    names = [tracklet.name for tracklet in tracklets]
+    people = dict(zip(names, association.labels.tolist(), strict=True))
     write_table(recordings, tracklets, people, out / "tracklets.csv")
     write_sheets(tracklets, people, out)
     for number, path in enumerate(dict.fromkeys(recording.path for recording in recordings)):
         here = [tracklet for tracklet in tracklets if tracklet.frames == str(path)]
-        write_annotated(path, here, people, out / f"{number}-{path.stem}.mp4")
+        write_annotated(path, here, people, out / f"{number}-{name_of(path)}.mp4")
     persons = [tracklet.person for tracklet in tracklets]
     score = None if None in persons else evaluate_clustering(association.labels, persons)
     return Result(tracklets, association, score)
 
 
-def kept_names(tracklets: Sequence[Tracklet]) -> list[str]:
-    """Return the names of tracklets."""
-    return [tracklet.name for tracklet in tracklets]
+def name_of(path: Path) -> str:
+    """Return what a video is called; folders of frames are often called img1."""
+    return path.resolve().parent.name if path.name == "img1" else path.stem
 
 
 def seconds(recordings: Sequence[Recording], tracklet: Tracklet) -> tuple[float, float]:

@@ -183,9 +183,9 @@ class LiveVideo:
             self._end(error)
 
     def _give_up(self, why: str) -> None:
-        tried = f"after {self._max_retries} attempts in a row to open it again"
-        state = "is gone" if self.num_connections else "cannot be reached"
-        self._end(FrameError(f"{self.name} {state} {tried}: {why}"))
+        times = "once" if self._max_retries == 1 else f"{self._max_retries} times"
+        state = "ended" if self.num_received else "gave no frame"
+        self._end(FrameError(f"{self.name} {state} and was opened again {times}, in vain: {why}"))
 
     def _end(self, error: Exception) -> None:
         with self._changed:
@@ -197,7 +197,7 @@ class LiveVideo:
         try:
             container = self._source.open()
         except (self._av.FFmpegError, OSError, ValueError) as error:
-            return reason(error)
+            return self._why(error)
         with container:
             if not container.streams.video:
                 return "it has no video stream"
@@ -218,8 +218,13 @@ class LiveVideo:
                     if time.monotonic() - last_frame > self._source.timeout:
                         return f"no frame that decodes in {self._source.timeout:g} s"
             except (self._av.FFmpegError, OSError) as error:
-                return reason(error)
+                return self._why(error)
         return "the stream ended"
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, self._av.error.ExitError):  # how PyAV's own timeout reads
+            return f"nothing came for {self._source.timeout:g} s"
+        return reason(error)
 
     def _decode(self, packet: object) -> list[VideoFrame]:
         try:
