@@ -36,7 +36,7 @@ from tfclip import TFCLIP
 from tfclip.association import Association, associate
 from tfclip.boxes import FrameBoxes, pair_boxes
 from tfclip.data import SyntheticVideo, Thumbnail, Tracklet, load_thumbnails, read_tracks
-from tfclip.errors import TFCLIPError
+from tfclip.errors import TableError, TFCLIPError
 from tfclip.files import replace_when_done
 from tfclip.frames import open_frames
 from tfclip.functional import (
@@ -125,11 +125,6 @@ def seconds(recordings: Sequence[Recording], tracklet: Tracklet) -> tuple[float,
     """Return when a tracklet begins and ends, in seconds of its video."""
     times = next(r.times for r in recordings if r.camera == tracklet.camera)
     indices = tracklet.frame_indices or (0,)
-    if indices[-1] >= len(times):
-        raise SystemExit(
-            f"{tracklet.frames} has {len(times)} frames, but {tracklet.name} is in frame "
-            f"{indices[-1] + 1}; are the boxes of another video?"
-        )
     return times[indices[0]], times[indices[-1]]
 
 
@@ -239,11 +234,22 @@ def open_recordings(options: argparse.Namespace) -> list[Recording]:
         tracklets = read_tracks(path, boxes, camera=number, **choice)
         times = [i / 25 for i in range(len(open_frames(path)))] if path.is_dir() else []
         recording = Recording(path, number, tracklets, times or Video(path).times())
+        check_length(recording)
         recordings += halves(recording) if options.halves else [recording]
     return [
         recording._replace(tracklets=[rename(tracklet) for tracklet in recording.tracklets])
         for recording in recordings
     ]
+
+
+def check_length(recording: Recording) -> None:
+    """Refuse boxes that go on after the video ends."""
+    for tracklet in recording.tracklets:
+        if (tracklet.last_frame or 0) > len(recording.times):
+            raise TableError(
+                f"{recording.path} has {len(recording.times)} frames, but {tracklet.name} is in "
+                f"frame {tracklet.last_frame}; are the boxes of another video?"
+            )
 
 
 def rename(tracklet: Tracklet) -> Tracklet:

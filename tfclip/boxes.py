@@ -142,7 +142,9 @@ def pair_boxes(
         dropped += inside.num_dropped
         yield frame, inside
     if dropped:
-        _logger.warning("%d of %d boxes lie outside the picture and are left out", dropped, total)
+        _logger.warning(
+            "%d of %d boxes have no pixel of the picture and are left out", dropped, total
+        )
 
 
 def _boxes_of(frame: TimedFrame, position: int, boxes: BoxSource) -> FrameBoxes:

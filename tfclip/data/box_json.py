@@ -20,6 +20,7 @@ _logger = logging.getLogger(__name__)
 
 _FRAME_KEYS = ("frame_index", "frame_id", "mot_frame_id")  # in an image of a COCO file
 _TRACK_KEYS = ("track_id", "instance_id")
+_ID_KEYS = ("id", "image_id", "video_id", "category_id")
 
 
 def read_json(path: Path, video: Path | None, first_frame: int | None) -> Iterator[Entry]:
@@ -88,8 +89,9 @@ def _read_coco(
     path: Path, content: Mapping[str, Any], video: Path | None, first_frame: int | None
 ) -> Iterator[Entry]:
     names = {
-        category.get("id"): category.get("name")
+        category.get("id"): str(category["name"])
         for category in _records(path, content, "categories", optional=True)
+        if category.get("name") is not None
     }
     frames = _number_images(path, content, video, first_frame)
     others = {image.get("id") for image in _records(path, content, "images")} - frames.keys()
@@ -103,7 +105,9 @@ def _read_coco(
         entry = _coco_entry(annotation, frames[image], where)
         if entry is not None:
             name = names.get(annotation.get("category_id"))
-            yield entry if name is None else entry._replace(classes=(*entry.classes, name))
+            yield (
+                entry if name in (None, "None") else entry._replace(classes=(*entry.classes, name))
+            )
 
 
 def _read_coco_results(path: Path, content: list[Any], first_frame: int | None) -> Iterator[Entry]:
@@ -192,9 +196,8 @@ def _of_one_video(
     chosen = [key for key in found if wanted and Path(names.get(key, "")).stem == wanted]
     if len(chosen) != 1:
         known = ", ".join(sorted(names.get(key) or str(key) for key in found))
-        raise TableError(
-            f"{path} has boxes of several videos, and none of them is {wanted}: {known}"
-        )
+        asked = f"must have one called {wanted}" if wanted else "needs the name of one"
+        raise TableError(f"{path} has boxes of several videos and {asked}, got {known}")
     return [image for image in images if image.get("video_id") == chosen[0]]
 
 
@@ -240,8 +243,12 @@ def _records(
     if not isinstance(values, list):
         raise TableError(f"{path} must have a list {key!r}, as COCO files do")
     for position, value in enumerate(values):
+        where = f"{path}: {key}[{position}]"
         if not isinstance(value, dict):
-            raise TableError(f"{path}: {key}[{position}] must be an object, got {value!r:.80}")
+            raise TableError(f"{where} must be an object, got {value!r:.80}")
+        for name in _ID_KEYS:
+            if isinstance(value.get(name), list | dict):
+                raise TableError(f"{where}: {name} must be a number, got {value[name]!r:.80}")
     return values
 
 
