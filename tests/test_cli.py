@@ -260,6 +260,50 @@ def test_tracks_of_a_video_are_encoded_like_its_crops(tmp_path, model_folder, sa
     assert "2 of 13 boxes lie outside the picture and are left out, and with them 1 track" in said
 
 
+def test_tracks_in_json_are_encoded_like_those_in_mot_format(tmp_path, model_folder, capsys):
+    draw_frames(tmp_path / "street", 8, seed=1, size=(48, 40))
+    rows = [(frame, 1, (frame, 2, 12, 20)) for frame in range(1, 9)]
+    rows += [(frame, 7, (20, frame, 10, 18)) for frame in range(3, 6)]
+    mot = "".join(f"{frame},{track},{x},{y},{w},{h}\n" for frame, track, (x, y, w, h) in rows)
+    (tmp_path / "a.txt").write_text(mot)
+    coco = {
+        "images": [{"id": frame, "frame_id": frame} for frame in range(1, 9)],
+        "annotations": [
+            {"image_id": frame, "track_id": track, "bbox": box, "category_id": 1, "score": 0.9}
+            for frame, track, box in [*rows, (1, 9, (0, 0, 9, 9))]
+        ],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}],
+    }
+    coco["annotations"][-1].update(category_id=2)
+    (tmp_path / "b.json").write_text(json.dumps(coco))
+    results = [
+        json.dumps(
+            [
+                {"name": "person", "class": 0, "confidence": 0.9, "track_id": track,
+                 "box": {"x1": x, "y1": y, "x2": x + w, "y2": y + h}}
+                for number, track, (x, y, w, h) in [*rows, (1, 9, (0, 0, 9, 9))]
+                if number == frame
+            ]
+        )
+        for frame in range(1, 9)
+    ]  # fmt: skip
+    results[0] = results[0].replace("0.9", "0.2").replace("0.2", "0.9", 1)  # of track 9
+    (tmp_path / "c.jsonl").write_text("\n".join(results))
+    tables = []
+    for name, options in (
+        ("a.txt", ()),
+        ("b.json", ("--classes", "person")),
+        ("c.jsonl", ("--min-confidence", 0.5)),
+    ):
+        out = tmp_path / f"{name}.safetensors"
+        source = ("encode", tmp_path / "street", "--boxes", tmp_path / name, *options)
+        assert run(*source, "--out", out, "--model", model_folder) == 0
+        tables.append(EmbeddingTable.load(out))
+    for table in tables:
+        assert table.names == ("street/1", "street/7")
+        torch.testing.assert_close(table.embeddings, tables[0].embeddings, rtol=0, atol=1e-6)
+
+
 def test_a_box_beyond_the_end_of_the_video_is_one_sentence(tmp_path, model_folder, capsys):
     draw_frames(tmp_path / "img1", 3, seed=1)
     (tmp_path / "gt.txt").write_text("1,1,0,0,9,9\n8,1,0,0,9,9\n")
@@ -491,6 +535,7 @@ def test_one_clip_of_too_many_frames_is_one_sentence(crops, tmp_path, capsys):
 def test_options_that_contradict_each_other_are_a_wrong_usage(crops, tmp_path, model_folder):
     out = ("--out", tmp_path / "o.safetensors", "--model", model_folder)
     assert usage_error("encode", tmp_path / "a.mp4", *out)  # a video without boxes
+    assert usage_error("encode", tmp_path, *out, "--classes", "person")  # without boxes as well
     assert usage_error("encode", crops, *out, *LAYOUT, "--camera", "1")  # told twice
     assert usage_error("encode", tmp_path / "a.csv", *out, "--layout", "mars")
     assert usage_error("encode", crops, *out, "--device", "abacus")

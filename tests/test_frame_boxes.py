@@ -111,8 +111,8 @@ def frames(count: int, numbered: bool = True):
 
 def test_a_table_gives_each_frame_its_boxes_and_others_none():
     table = {
-        1: FrameBoxes(frame=1, boxes=[[2, 2, 3, 3]], track_ids=[7]),
-        2: FrameBoxes(frame=2, boxes=np.empty((0, 4)), track_ids=[], num_dropped=3),
+        1: frame_boxes([[2, 2, 3, 3]], frame=1, track_ids=[7]),
+        2: frame_boxes(np.empty((0, 4)), frame=2, num_dropped=3),
     }
     pairs = list(pair_boxes(frames(4), table))
     assert [found.track_ids.tolist() for _, found in pairs] == [[], [7], [], []]

@@ -132,10 +132,11 @@ def test_nobody_in_the_picture_leaves_it_as_it_is():
     assert np.array_equal(draw_boxes(picture, [[500, 500, 9, 9]]), picture)
 
 
-@pytest.mark.parametrize("name", ["labels", "colours"])
-def test_there_must_be_a_label_and_a_colour_for_each_box(name):
-    with pytest.raises(ValueError, match=f"{name} must be one for each of 2 boxes, got 1"):
-        draw_boxes(draw(0), np.ones((2, 4)), **{name: ["a"]})
+def test_there_must_be_a_label_and_a_colour_for_each_box():
+    with pytest.raises(ValueError, match="labels must be one for each of 2 boxes, got 1"):
+        draw_boxes(draw(0), np.ones((2, 4)), ["a"])
+    with pytest.raises(ValueError, match="colours must be one for each of 2 boxes, got 1"):
+        draw_boxes(draw(0), np.ones((2, 4)), None, [(0, 0, 0)])
 
 
 def test_the_first_people_have_colours_that_can_be_told_apart_and_carry_white_letters():

@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameBoxes:
-    """The boxes of one frame, whatever they were read from.
+    """The boxes of one frame, whatever they were read from; lists and tensors become arrays.
 
     Args:
         frame: Number of the frame, from 0.
