@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import os
 import pickle
 import shutil
