@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tfclip.model import TFCLIPOutput as TFCLIPOutput
     from tfclip.objective import TFCLIPObjective as TFCLIPObjective
     from tfclip.prompt import SequenceSpecificPrompt as SequenceSpecificPrompt
+    from tfclip.tracking import TrackletEncoder as TrackletEncoder
 
 _HOMES = {
     "TFCLIP": "model",
@@ -38,6 +39,7 @@ _HOMES = {
     "MemoryDiffusion": "diffusion",
     "CLIPMemory": "memory",
     "Gallery": "gallery",
+    "TrackletEncoder": "tracking",
 }
 _MODULES = ("convert", "data", "functional")
 
@@ -52,6 +54,7 @@ __all__ = [
     "TFCLIPOutput",
     "TemporalMemoryConstruction",
     "TemporalMemoryDiffusion",
+    "TrackletEncoder",
     "convert",
     "data",
     "functional",

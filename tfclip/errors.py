@@ -29,6 +29,10 @@ class GalleryError(TFCLIPError, RuntimeError):
     """A gallery that cannot be used: damaged, of another model, or being written by another."""
 
 
+class SnapshotError(TFCLIPError, RuntimeError):
+    """A snapshot of tracks that cannot be used: missing, damaged, or of another model."""
+
+
 class SaveError(TFCLIPError, OSError):
     """A file that could not be written; whatever stood there before is untouched."""
 
