@@ -148,7 +148,8 @@ def test_tokens_kept_in_half_precision_change_little(model):
         half.update(["a"], [crop])
     difference = (exact.embedding("a") - half.embedding("a")).abs().max()
     assert 0 < difference < 1e-3
-    assert half.num_bytes < 0.6 * exact.num_bytes
+    # two frames of the open clip, each of two patches and the class token
+    assert exact.num_bytes - half.num_bytes == 2 * 3 * 64 * 2
 
 
 def test_the_model_stays_in_the_mode_it_was_in(model):
@@ -230,7 +231,6 @@ def test_crops_that_do_not_pass_are_counted_and_do_not_count(model):
     close(found["a"], model.encode_sequence(crops[[0, 2]]))
     state = encoder.state("a")
     assert (state.num_crops, state.num_used, state.gated) == (4, 2, {"dark": 2})
-    assert encoder.counts == {"crops": 4, "dark": 2} | {"aged": 0, "evicted": 0} or True
     assert encoder.counts["dark"] == 2
 
 
@@ -344,7 +344,7 @@ def test_forgetting_leaves_nothing(model):
 def test_memory_is_bounded_however_long_a_track_gets(model, window):
     encoder = TrackletEncoder(model, **window)
     most = 0
-    token, embedding = 9 * 64 * 4, model.embedding_dim * 4  # 8 patches and the class token
+    token, embedding = 3 * 64 * 4, model.embedding_dim * 4  # 2 patches and the class token
     frame = token + 64 * 4 + 32 * 4
     limit = window.get("max_frames")
     frames = min(limit or CLIP, CLIP) if window.get("policy") != "diverse" else limit
@@ -461,7 +461,11 @@ def test_options_that_cannot_be_are_refused(model, options, message):
         ({"track_ids": ["b", "c"]}, ValueError, "track_ids must name at most max_tracks = 1"),
         ({"crops": [np.zeros((4, 4), np.uint8)] * 2}, FrameError, r"crops\[0\] must be"),
         ({"crops": [np.zeros((4, 4, 3))] * 2}, FrameError, r"crops\[0\] must be uint8"),
-        ({"crops": [np.zeros((0, 4, 3), np.uint8)] * 2}, FrameError, r"crops\[0\] must be"),
+        (
+            {"crops": [np.zeros((0, 4, 3), np.uint8)] * 2},
+            FrameError,
+            "at least one frame and pixel",
+        ),
         ({"boxes": [[0, 0, 1, 1]]}, ValueError, "boxes must have one entry for each of 2"),
     ],
 )
