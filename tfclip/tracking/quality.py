@@ -49,7 +49,7 @@ class QualityGate:
 
     min_height: int = 48
     min_width: int = 16
-    min_sharpness: float = 50.0
+    min_sharpness: float = 25.0
     edge_margin: float | None = 1.0
 
     def __post_init__(self) -> None:
