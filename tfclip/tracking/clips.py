@@ -175,6 +175,9 @@ def _pad(rows: list[list[Tensor]]) -> Tensor:
 @contextlib.contextmanager
 def _eval_mode(model: TFCLIP) -> Iterator[None]:
     """Put a model into eval mode for a while."""
+    if not any(module.training for module in model.modules()):
+        yield  # setting it takes longer than running a small model
+        return
     training = model.training
     model.eval()
     try:
