@@ -92,13 +92,17 @@ class _Guard:
             if writes and not isinstance(path, int):
                 self._check(event, path)
         elif event in _PATHS:
+            if event in ("os.remove", "os.rmdir") and arguments[-1] not in (-1, None):
+                base = Path(f"/proc/self/fd/{arguments[-1]}").readlink()  # of a folder held open
+                arguments = (str(base / os.fsdecode(arguments[0])),)
             for path in arguments[:2]:
                 if isinstance(path, str | bytes):
                     self._check(event, path)
 
     def _check(self, event: str, path: Any) -> None:
         place = os.path.realpath(os.fsdecode(path))
-        if not place.startswith(f"{self.folder}{os.sep}") and place != os.devnull:
+        inside = place == self.folder or place.startswith(f"{self.folder}{os.sep}")
+        if not inside and place != os.devnull:
             self.seen = f"{event} {place}"
 
 
@@ -108,7 +112,9 @@ def _peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_one(target: str, folder: Path, name: str, data: bytes, guard: _Guard, result: Result) -> None:
+def run_one(
+    target: str, folder: Path, name: str, data: bytes, guard: _Guard, result: Result
+) -> None:
     """Give one input to its reader, and note what happens."""
     spec, path = TARGETS[target], folder / name
     path.write_bytes(data)
@@ -257,7 +263,9 @@ def replay(place: str, seed: int, keep: Path | None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--inputs", type=int, default=10**9, help="in all, shared among the targets")
+    parser.add_argument(
+        "--inputs", type=int, default=10**9, help="in all, shared among the targets"
+    )
     parser.add_argument("--seconds", type=float, help="in all, shared among the targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of each target's first input")
@@ -278,8 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
     results, start = [], time.time()
     with tempfile.TemporaryDirectory(prefix="tfclip-fuzz-") as folder:
         for place, name in enumerate(names, start=1):
-            share = None if options.seconds is None else start + options.seconds * place / len(names)
-            options.deadline = float("inf") if share is None else share
+            share = (options.seconds or float("inf")) * place / len(names)
+            options.deadline = start + share
             results.append(run_target(name, options, Path(folder, name)))
             print(results[-1].line(), flush=True)
             for number, finding in results[-1].findings.items():

@@ -7,9 +7,9 @@ This is the only module that reads pickles, and it never runs code in one: pickl
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from tfclip.errors import WeightsError
 from tfclip.scripted import is_scripted, read_scripted
 from tfclip.tensors import read_safetensors
+from tfclip.untrusted import check_archive, is_file, one_line
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -30,16 +31,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         WeightsError: The file is missing, damaged, has code in it or holds something else.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # noqa: PTH113 (no name is an error to it)
+    if not is_file(path):
         raise WeightsError(f"{path} is not a file")
     if path.suffix == ".safetensors":
         return _plain_names(read_safetensors(path))
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path, WeightsError)
         if is_scripted(path):
             loaded = read_scripted(path)
         else:
             with warnings.catch_warnings(action="ignore"):  # of a protocol it seldom sees
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors, or is no checkpoint at all, and was not loaded: a "
@@ -48,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except PermissionError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle can fail anywhere, with any exception
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise WeightsError(f"{path} cannot be read, it is damaged or cut off: {reason}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from tfclip.errors import ConfigError
+from tfclip.untrusted import parse_json
 
 # A new field does not raise it: old files take its default, and an older tfclip, which would not
 # know what the field asks for, refuses it by name. What an old field means must not change under
@@ -31,6 +33,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "neck": get_args(Neck),
 }
 _NUMBER, _LIST = (int, float), (list,)
+# Far above any model there is: what a configuration of somebody else may ask for at most.
+_MAX_SIDE, _MAX_LENGTH, _MAX_DEPTH, _MAX_SIZE = 2**13, 2**16, 2**10, 2**20
 # Of ``tfclip.functional.Calibration.to_dict``, and what the threshold holds for.
 _CALIBRATION: dict[str, tuple[type, ...]] = {
     "threshold": _NUMBER,
@@ -127,6 +131,7 @@ class TFCLIPConfig:
         for name in ("frame_size", "mean", "std", "descriptor"):  # JSON has lists, not tuples
             self._set(name, _as_tuple(name, getattr(self, name)))
         self._set("backbone_options", _as_json("backbone_options", self.backbone_options))
+        _check_sizes("backbone_options", self.backbone_options)
         self._set("provenance", _as_json("provenance", self.provenance))
         if not all(isinstance(value, str) for value in self.provenance.values()):
             raise ConfigError(f"provenance must map text to text, got {self.provenance!r}")
@@ -166,15 +171,19 @@ class TFCLIPConfig:
             )
 
     def _check_numbers(self) -> None:
-        for name, least in (("clip_length", 1), ("num_cameras", 0)):
-            _check_integer(name, getattr(self, name), least)
-        for name in ("stride", "temporal_depth", "temporal_heads"):
+        _check_integer("clip_length", self.clip_length, 1, _MAX_LENGTH)
+        _check_integer("num_cameras", self.num_cameras, 0, _MAX_SIZE)
+        for name, most in (
+            ("stride", _MAX_SIDE),
+            ("temporal_depth", _MAX_DEPTH),
+            ("temporal_heads", _MAX_SIDE),
+        ):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
+                _check_integer(name, getattr(self, name), 1, most)
         if len(self.frame_size) != 2:
             raise ConfigError(f"frame_size must be (height, width), got {self.frame_size}")
         for side in self.frame_size:
-            _check_integer("frame_size", side, 1)
+            _check_integer("frame_size", side, 1, _MAX_SIDE)
         _check_real("camera_coefficient", self.camera_coefficient)
         _check_real("drop_path", self.drop_path)
         if not 0 <= self.drop_path < 1:
@@ -266,7 +275,7 @@ class TFCLIPConfig:
             ConfigError: The text is not JSON, or ``from_dict`` refuses it.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise ConfigError(f"config is not JSON: {error}") from error
         return cls.from_dict(values)
@@ -293,24 +302,53 @@ def _as_dict(name: str, value: object) -> dict[str, Any]:
 
 def _as_json(name: str, value: object) -> dict[str, Any]:
     """Return a copy of a mapping as JSON will give it back: with lists, not tuples."""
-    plain = _plain(_as_dict(name, value))
+    values = _as_dict(name, value)
     try:
+        plain = _plain(values)
         copy: Any = json.loads(json.dumps(plain, allow_nan=False))
+        if copy == plain:  # JSON turns other keys into text
+            return copy
+    except RecursionError as error:
+        raise ConfigError(f"{name} must not be nested so deep") from error
     except (TypeError, ValueError):
-        copy = None
-    if copy != plain:  # JSON has turned a key into text
-        raise ConfigError(f"{name} must hold JSON values under text keys, got {value!r}")
-    return copy
+        pass
+    raise ConfigError(f"{name} must hold JSON values under text keys, got {value!r}")
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
+def _check_sizes(name: str, value: object) -> None:
+    """Refuse a number, in whatever list or mapping, that no tower has and no memory holds."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_sizes(f"{name} {key}", inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_sizes(name, inner)
+    elif isinstance(value, int | float):
+        most = _MAX_DEPTH if name.endswith(("layers", "depth", "depths")) else _MAX_SIZE
+        if abs(value) > most:
+            raise ConfigError(f"{name} must be at most {most}, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """Return how a message quotes a value of any length."""
+    return reprlib.repr(value)
+
+
+def _check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} must be at most {most}, got {_short(value)}")
 
 
 def _check_real(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    # Compared, not asked with math.isfinite, which a whole number of 400 digits is too long for.
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not abs(value) <= sys.float_info.max
+    ):
+        raise ConfigError(f"{name} must be a finite number, got {_short(value)}")
 
 
 def _plain(value: object) -> object:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
@@ -37,13 +38,14 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tfclip import __version__
 from tfclip.card import model_card
 from tfclip.config import TFCLIPConfig
-from tfclip.errors import ConfigError, SaveError, WeightsError
+from tfclip.errors import ConfigError, SaveError, TFCLIPError, WeightsError
 from tfclip.files import replace_when_done
-from tfclip.tensors import load_weights, read_safetensors
+from tfclip.tensors import check_weights, load_weights, read_safetensors
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -51,6 +53,11 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+
+# A model makes its weights by these. While it is built in full it may make as much again, and a
+# frame to try itself on.
+_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand})
+_SPARE_NUMBERS = 2**26
 
 _BUNDLED = Path(__file__).parent / "weights"
 _THIS_FOLDER = "path/to/this/folder"  # what the example in a new README loads
@@ -109,7 +116,8 @@ def load(
     files = find(name_or_path, revision=revision)
     config = _read_config(files)
     tensors = read_safetensors(files.weights)
-    model = _build(cls, config).to(dtype=dtype or _floating_dtype(tensors))
+    model = _build(cls, config, tensors, files.source)
+    model = model.to(dtype=dtype or _floating_dtype(tensors))
     load_weights(model, tensors, files.source)
     return model.to(device=device).eval()
 
@@ -171,20 +179,68 @@ def check_device(device: torch.device | str | None) -> None:
         raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
 
 
-def _build(cls: Callable[[TFCLIPConfig], ModuleT], config: TFCLIPConfig) -> ModuleT:
-    """Build a model whose every weight is about to be replaced, on the CPU.
+def _build(
+    cls: Callable[[TFCLIPConfig], ModuleT],
+    config: TFCLIPConfig,
+    tensors: Mapping[str, Tensor],
+    source: str,
+) -> ModuleT:
+    """Build a model whose every weight is about to be replaced by these, on the CPU.
 
     Drawing random weights only to overwrite them takes longer than the rest of loading, so the
-    model is built without storage where that works. Some timm towers need values while they are
-    built, or compute buffers that no file holds; those are built in full.
+    model is built without storage where that works, and compared before it takes any. Some timm
+    towers need values while they are built, or compute buffers that no file holds; those are built
+    in full, in the memory that such weights account for.
     """
     with torch.random.fork_rng(devices=[]):
-        with contextlib.suppress(RuntimeError), torch.device("meta"):
+        with contextlib.suppress(_BuildError), _building(source), torch.device("meta"):
             model = cls(config)
+            check_weights(model, tensors, source)
             if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
                 return model.to_empty(device="cpu")
-        with torch.device("cpu"):
+        held = sum(tensor.numel() for tensor in tensors.values())
+        with _building(source), torch.device("cpu"), _Bounded(2 * held + _SPARE_NUMBERS):
             return cls(config)
+
+
+class _BuildError(ConfigError):
+    """torch itself refused to build a model."""
+
+
+@contextlib.contextmanager
+def _building(source: str) -> Iterator[None]:
+    """Turn what torch says of absurd sizes into a sentence about the configuration."""
+    try:
+        yield
+    except TFCLIPError:
+        raise
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise _BuildError(
+            f"{source}: no model can be built of its configuration: {_first_line(error)}"
+        ) from error
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make tensors that a model with so few weights has no use for.
+
+    Args:
+        most: Numbers that may be made from nothing, in all.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._left = most
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _FACTORIES:
+            sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
+            sizes = (kwargs or {}).get("size", sizes)
+            self._left -= math.prod(size for size in sizes if isinstance(size, int))
+            if self._left < 0:
+                raise MemoryError("it asks for far more memory than its weights take")
+        return func(*args, **(kwargs or {}))
 
 
 def _floating_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:

@@ -260,6 +260,13 @@ def open_picture(
     except Exception as error:  # see _decode
         raise FrameError(f"{picture} is not a readable image: {_reason(error)}") from error
     with image:
+        # Pillow only warns here, and refuses what has twice as many.
+        most = Image.MAX_IMAGE_PIXELS
+        if most is not None and math.prod(image.size) > most:
+            raise FrameError(
+                f"{picture} must have at most {most:,} pixels, got {image.size[0]} x "
+                f"{image.size[1]}; PIL.Image.MAX_IMAGE_PIXELS sets the limit"
+            )
         # An MPO is a JPEG of a phone or stereo camera; its first picture is the one meant.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise FrameError(

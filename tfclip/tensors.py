@@ -59,6 +59,21 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         tfclip.errors.WeightsError: x does not fit Linear: 1 missing (bias); 1 unexpected (gain); \
 1 of another shape (weight float32 (1, 3), not float32 (1, 2))
     """
+    check_weights(module, tensors, source)
+    module.load_state_dict(tensors)
+
+
+def check_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that are not exactly those that a module has; it may be without storage.
+
+    Args:
+        module: The module that they are for.
+        tensors: Values by the names of ``module.state_dict()``.
+        source: Where the tensors come from, for the message.
+
+    Raises:
+        WeightsError: A tensor is missing, unexpected, or of another shape or kind.
+    """
     expected = module.state_dict()
     faults = {
         "missing": [name for name in expected if name not in tensors],
@@ -72,7 +87,6 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     report = [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]
     if report:
         raise WeightsError(f"{source} does not fit {type(module).__name__}: {'; '.join(report)}")
-    module.load_state_dict(tensors)
 
 
 def _fits(tensor: Tensor, own: Tensor) -> bool:

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from tfclip.data.tracklets import Thumbnail, Tracklet
 from tfclip.errors import MissingExtraError, TableError
 from tfclip.files import replace_when_done
+from tfclip.untrusted import is_file, one_line, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
 
 FORMAT_VERSION = 1
+_MAX_BLOAT, _SPARE_BYTES = 64, 2**28  # of a parquet file: by how much it may unpack
+_BATCH_ROWS = 2**8  # of it, in memory before that is known
 SUFFIXES = (".safetensors", ".parquet")
 
 _KEY = "tfclip_embeddings"  # of the metadata that makes a file ours
@@ -216,7 +219,7 @@ class EmbeddingTable:
         """
         path = Path(path)
         check_suffix(path)
-        if not os.path.isfile(path):  # noqa: PTH113 (no name is an error to it)
+        if not is_file(path):
             raise TableError(f"cannot read {path}: there is no such file")
         read = _read_safetensors if path.suffix == ".safetensors" else _read_parquet
         description, columns = read(path)
@@ -331,10 +334,12 @@ def _read_safetensors(path: Path) -> tuple[str | None, dict[str, Any]]:
                 return None, {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise TableError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise TableError(
+            f"{path} is damaged or not a safetensors file: {one_line(error)}"
+        ) from error
     _refuse_missing(path, ("embeddings", "texts", *_NUMBERS), arrays)
     with _damage_named(path):
-        texts = json.loads(arrays["texts"].numpy().tobytes())
+        texts = parse_json(arrays["texts"].numpy().tobytes())
         columns: dict[str, Any] = {name: tuple(texts[name]) for name in _TEXTS}
         for name in _NUMBERS:
             values = arrays[name].tolist()
@@ -348,9 +353,13 @@ def _read_parquet(path: Path) -> tuple[str | None, dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (arrow.ArrowException, OSError) as error:
-        raise TableError(f"{path} is damaged or not a parquet file: {error}") from error
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = arrow.Table.from_batches(_batches(path, file), file.schema_arrow)
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, TableError):
+            raise
+        reason = one_line(error)
+        raise TableError(f"{path} is damaged or not a parquet file: {reason}") from error
     description = (table.schema.metadata or {}).get(_KEY.encode())
     if description is None:
         return None, {}
@@ -364,7 +373,21 @@ def _read_parquet(path: Path) -> tuple[str | None, dict[str, Any]]:
         columns["embeddings"] = flat.view(table.num_rows, stored.type.list_size)
         thumbnails = zip(*(_cells(table, name) for name in _THUMBNAIL_COLUMNS), strict=True)
         columns["thumbnails"] = tuple(_thumbnail(path.parent, parts) for parts in thumbnails)
-    return description.decode(), columns
+        return description.decode(), columns
+
+
+def _batches(path: Path, file: Any) -> Iterator[pyarrow.RecordBatch]:
+    """Yield the rows of a parquet file, unless they become far more than the file can mean.
+
+    Equal cells are stored once: a file of some kilobytes can hold gigabytes. Embeddings do not
+    shrink like that.
+    """
+    left = _MAX_BLOAT * path.stat().st_size + _SPARE_BYTES
+    for batch in file.iter_batches(_BATCH_ROWS):
+        left -= batch.nbytes
+        if left < 0:
+            raise TableError(f"{path} unpacks to far more than a table of embeddings does")
+        yield batch
 
 
 def _cells(table: pyarrow.Table, column: str) -> tuple[Any, ...]:
@@ -383,14 +406,15 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        raise TableError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        kind = type(error).__name__
+        raise TableError(f"{path} is damaged: {kind}: {one_line(error)}") from error
 
 
 def _parse_description(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise TableError("this file holds something else than a table of embeddings")
     with _damage_named(path):
-        description = dict(json.loads(text))
+        description = dict(parse_json(text))
         version = description.pop("version")
         if version > FORMAT_VERSION:
             raise TableError(

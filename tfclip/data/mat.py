@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfclip.errors import MissingExtraError, TableError
+from tfclip.untrusted import one_line
 
 _MAX_BYTES = 256 * 2**20  # of a file or a decompressed variable: far above any table of tracklets
 _HEADER_BYTES = 128
@@ -200,10 +201,18 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         with h5py.File(path, "r") as file:
-            return {
-                name: np.asarray(item[()]).T  # HDF5 counts axes the other way round
+            matrices = {
+                name: item
                 for name, item in file.items()
                 if isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf" and item.ndim >= 2
             }
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path} is truncated or damaged: {error}") from error
+            # What was never written takes no room in a file, and all its room in memory.
+            if sum(item.nbytes for item in matrices.values()) > _MAX_BYTES:
+                raise _DamageError(f"its matrices take more than {_MAX_BYTES >> 20} MiB")
+            # HDF5 counts axes the other way round.
+            return {name: np.asarray(item[()]).T for name, item in matrices.items()}
+    except (
+        *(OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError),
+        *(AttributeError, _DamageError),
+    ) as error:
+        raise TableError(f"{path} is truncated or damaged: {one_line(error)}") from error

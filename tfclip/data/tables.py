@@ -17,7 +17,9 @@ from tfclip.data.tracklets import Box, Thumbnail, Tracklet
 from tfclip.errors import MissingExtraError, TableError
 from tfclip.images import natural_key
 from tfclip.remote import is_address, read_address
+from tfclip.untrusted import is_file, one_line
 
+_MAX_ROWS, _BATCH_ROWS = 2**26, 2**8  # of a table; of it in memory at a time
 _BOX_COLUMNS = ("left", "top", "width", "height")
 _NOTES = ("person", "camera", "platform", "modality", "clothes", "session")
 _COLUMNS = ("tracklet", "path", "frame", *_NOTES, *_BOX_COLUMNS)
@@ -91,7 +93,7 @@ class _Table:
         if self.address is not None:
             return f"{self.address.rpartition('/')[0]}/{text}"
         image = self.path.parent / text
-        if not image.is_file():
+        if not is_file(image):
             raise TableError(f"{where}: there is no file {image}")
         return str(image)
 
@@ -148,16 +150,24 @@ def _parquet_rows(table: _Table) -> Iterator[_Row]:
     source: Any = table.path
     if table.address is not None:
         source = pyarrow.BufferReader(read_address(table.address, TableError))
-    elif not table.path.is_file():
+    elif not is_file(table.path):
         raise TableError(f"cannot read {path}: there is no such file")
     try:
-        content = pyarrow.parquet.read_table(source)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TableError(f"{path} is damaged or not a parquet file: {error}") from error
-    _check_columns(path, content.column_names)
-    for number, cells in enumerate(content.to_pylist(), start=1):
-        texts = {column: _cell_text(value) for column, value in cells.items()}
-        yield _row(texts, table, f"row {number}")
+        with pyarrow.parquet.ParquetFile(source) as file:
+            _check_columns(path, file.schema_arrow.names)
+            if file.metadata.num_rows > _MAX_ROWS:
+                raise TableError(f"{path} must have at most {_MAX_ROWS:,} rows")
+            number = 0
+            for batch in file.iter_batches(_BATCH_ROWS):  # a small file may unpack to very much
+                for cells in batch.to_pylist():
+                    number += 1
+                    texts = {column: _cell_text(value) for column, value in cells.items()}
+                    yield _row(texts, table, f"row {number}")
+    except TableError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = one_line(error)
+        raise TableError(f"{path} is damaged or not a parquet file: {reason}") from error
 
 
 def _cell_text(value: Any) -> str:

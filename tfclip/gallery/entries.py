@@ -11,10 +11,13 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 
+from tfclip.untrusted import parse_json
+
 Scalar: TypeAlias = str | int | float | bool | None
 
 UNKNOWN = -1  # a camera, or a place among the values of a column, that is not known
 RESERVED = ("id", "camera", "person", "time", "added", "vector")
+_DTYPES = {"numbers": np.int64, "cameras": np.int64, "times": np.float64, "added": np.float64}
 ARRAYS = ("vectors", "numbers", "cameras", "times", "added", "persons", "metadata", "texts")
 
 
@@ -173,14 +176,38 @@ class Entries:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Read what ``to_arrays`` gave."""
-        texts = json.loads(arrays["texts"].tobytes())
+        texts = parse_json(arrays["texts"].tobytes())
         columns = zip(texts["metadata"].items(), arrays["metadata"], strict=True)
-        return cls(
+        entries = cls(
             ids=tuple(texts["ids"]),
             persons=Values(tuple(texts["persons"]), arrays["persons"]),
             metadata={key: Values(tuple(values), places) for (key, values), places in columns},
             **{name: arrays[name] for name in ("vectors", "numbers", "cameras", "times", "added")},
         )
+        entries._check()
+        return entries
+
+    def _check(self) -> None:
+        """Refuse columns that do not fit together, which only a file of somebody else has."""
+        rows = len(self)
+        if self.vectors.ndim != 2 or len(self.vectors) != rows or self.vectors.dtype != np.float32:
+            raise ValueError(f"its vectors are {self.vectors.shape} for {rows} ids")
+        if not all(isinstance(id_, str) for id_ in self.ids):
+            raise ValueError("its ids are not texts")
+        for name, dtype in _DTYPES.items():
+            column = getattr(self, name)
+            if column.shape != (rows,) or column.dtype != dtype:
+                raise ValueError(f"its {name} are {column.dtype} {column.shape} for {rows} ids")
+        if (np.diff(self.numbers) <= 0).any():
+            raise ValueError("its numbers do not ascend")
+        for values in (self.persons, *self.metadata.values()):
+            places, count = values.places, len(values.different)
+            if places.shape != (rows,) or places.dtype != np.int32:
+                raise ValueError(f"its places are {places.dtype} {places.shape} for {rows} ids")
+            if rows and not UNKNOWN <= places.min() <= places.max() < count:
+                raise ValueError(f"a place is beyond the {count} values of its column")
+            if not all(isinstance(value, str | int | float) for value in values.different):
+                raise ValueError("its values are not texts, numbers or bool")
 
 
 def unit_rows(value: Any, width: int | None, name: str) -> np.ndarray:

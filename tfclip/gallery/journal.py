@@ -32,6 +32,7 @@ import numpy as np
 from tfclip.errors import GalleryError, SaveError
 from tfclip.files import replace_when_done
 from tfclip.gallery.entries import ARRAYS, Entries
+from tfclip.untrusted import one_line, parse_json
 
 FORMAT_VERSION = 1
 INDEX = "gallery.json"
@@ -39,6 +40,16 @@ LOCK = "lock"
 
 _SEGMENT_BYTES = 2**27  # of vectors in one segment: what forgetting one entry rewrites at most
 _OURS = re.compile(r"\.?(segment|gallery|faiss)-.*")
+_SEGMENT = re.compile(r"segment-\d{8,}\.safetensors", re.ASCII)
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "width": (int, type(None)),
+    "model": (str,),
+    "revision": (str, type(None)),
+    "fingerprint": (str,),
+    "ttl": (int, float, type(None)),
+    "next_number": (int,),
+    "next_segment": (int,),
+}
 _TYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 _RETRIES = 1000  # a reader starts again when a writer replaced what it was about to open
 
@@ -267,6 +278,12 @@ class Journal:
                     name = Path(error.filename).name
                     raise GalleryError(f"{self.folder} is damaged: it lacks {name}") from error
                 continue  # a writer was faster
+            widths = {segment.entries.vectors.shape[1] for segment in segments}
+            if widths - {description.width}:
+                raise GalleryError(
+                    f"{self.folder} is damaged: it has vectors of widths {sorted(widths)}, "
+                    f"not {description.width}"
+                )
             self._known = {segment.record: segment for segment in segments}
             return Snapshot(description, segments, index)
         raise GalleryError(f"{self.folder} changes faster than it can be read")
@@ -280,14 +297,18 @@ class Journal:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             raise
-        except OSError as error:
-            raise GalleryError(f"cannot read {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            reason = getattr(error, "strerror", None) or error
+            raise GalleryError(f"cannot read {path}: {reason}") from error
         if self._verify and hashlib.sha256(mapped).hexdigest() != record.sha256:
             raise GalleryError(f"{path} is damaged: its checksum is not that of what was written")
         try:
             entries = Entries.from_arrays(_arrays(mapped))
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise GalleryError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            if len(entries) != record.rows:
+                raise ValueError(f"it has {len(entries)} rows, not {record.rows}")
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise GalleryError(f"{path} is damaged: {reason}") from error
         return Segment(record, entries)
 
 
@@ -338,11 +359,13 @@ def _write_segment(path: Path, entries: Entries) -> Record:
 def _arrays(mapped: mmap.mmap) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file without copying them, which the package would."""
     length = int.from_bytes(mapped[:8], "little")
-    header: dict[str, Any] = json.loads(mapped[8 : 8 + length])
+    header: dict[str, Any] = parse_json(mapped[8 : 8 + length])
     arrays = {}
     for name in ARRAYS:
         about = header[name]
         start, end = about["data_offsets"]
+        if start < 0:
+            raise ValueError(f"{name} begins before the arrays do")
         dtype = np.dtype(_TYPES[about["dtype"]])
         flat = np.frombuffer(mapped, dtype, (end - start) // dtype.itemsize, 8 + length + start)
         arrays[name] = flat.reshape(about["shape"])
@@ -371,7 +394,7 @@ def _read_file(path: Path) -> bytes:
 def _parse_index(folder: Path, data: bytes) -> tuple[Description, list[Record]]:
     path = folder / INDEX
     try:
-        gallery = json.loads(data)["gallery"]
+        gallery = parse_json(data)["gallery"]
         version = gallery.pop("version")
         records = [Record(*fields) for fields in gallery.pop("segments")]
         if version > FORMAT_VERSION:
@@ -382,11 +405,33 @@ def _parse_index(folder: Path, data: bytes) -> tuple[Description, list[Record]]:
         # Written anew, it must be the same to the last byte: then its checksum fits as well.
         whole = _index_text(gallery, records).encode() == data
         description = Description(**{**gallery, "fields": tuple(gallery["fields"])})
+        _check_index(description, records)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GalleryError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not whole:
         raise GalleryError(f"{path} is damaged: its checksum is not that of what was written")
     return description, records
+
+
+def _check_index(description: Description, records: Sequence[Record]) -> None:
+    """Refuse what ``gallery.json`` never says, unless somebody else wrote it.
+
+    Raises:
+        ValueError: A field is of another type, or a file has a name that no segment has.
+    """
+    for name, kinds in _FIELD_TYPES.items():
+        value = getattr(description, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}")
+        if not isinstance(value, str | None) and value < 0:
+            raise ValueError(f"{name} is {value!r}")
+    if not all(isinstance(key, str) for key in description.fields):
+        raise ValueError(f"fields are {description.fields!r}")
+    for record in records:
+        if not _SEGMENT.fullmatch(record.file):  # never a path to somewhere else
+            raise ValueError(f"a segment is called {record.file!r}")
+        if not all(isinstance(number, int) for number in (record.rows, record.size)):
+            raise ValueError(f"{record.file} has {record.rows!r} rows, {record.size!r} bytes")
 
 
 @contextlib.contextmanager

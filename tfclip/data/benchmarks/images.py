@@ -150,9 +150,11 @@ def _msmt17_image(folder: str, cells: list[str], where: str) -> Tracklet:
         raise TableError(
             f"{where}: the third number of {cells[0]} must be its camera, 1 to {_MSMT17_CAMERAS}"
         )
-    path = f"{folder}/{cells[0]}"
+    path, name = f"{folder}/{cells[0]}", cells[0].rpartition(".")[0]
+    if not name:
+        raise TableError(f"{where}: {cells[0]} is not the name of an image")
     return Tracklet(
-        name=cells[0].rpartition(".")[0],
+        name=name,
         frames=(path,),
         person=parse_whole(cells[1], "person", where, least=0),
         camera=int(camera) - 1,

@@ -49,8 +49,9 @@ def image_names(folder: Path) -> list[str]:
             for name in os.listdir(folder)  # noqa: PTH208 - names alone, of 100,000 files
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
         ]
-    except OSError as error:
-        raise TableError(f"cannot read {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise TableError(f"cannot read {folder}: {reason}") from error
     if not names:
         raise TableError(f"{folder} has no image in it")
     return sorted(names, key=natural_key)

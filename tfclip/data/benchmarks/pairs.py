@@ -7,7 +7,6 @@ the protocols say which of them one evaluation is about: ``split-0`` belongs to 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,7 @@ from tfclip.data.mat import read_matrix, whole_numbers
 from tfclip.data.readers import image_tracklet
 from tfclip.data.tracklets import Tracklet
 from tfclip.errors import TableError
+from tfclip.untrusted import parse_json
 
 NUM_SPLITS = 10
 Half = Literal["train", "test"]
@@ -186,10 +186,10 @@ def _read_halves(path: Path, persons: Sequence[str], first_half: Half) -> list[_
 def _read_json(path: Path, persons: Sequence[str]) -> list[_Halves]:
     """Read splits written as names (``train``) or as places in order (``trainval``, ``query``)."""
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TableError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TableError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(splits, list) or not splits:
         raise TableError(f"{path} must be a list of splits")
