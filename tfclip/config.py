@@ -222,6 +222,9 @@ class TFCLIPConfig:
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 names = " or ".join(kind.__name__ for kind in types)
                 raise ConfigError(f"calibration must have a {names} as {key!r}, got {value!r}")
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not isinstance(number, bool):
+                    _check_real(f"calibration {key}", number)
 
     @property
     def is_timm(self) -> bool:

@@ -46,6 +46,7 @@ from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError, SaveError, TFCLIPError, WeightsError
 from tfclip.files import replace_when_done
 from tfclip.tensors import check_weights, load_weights, read_safetensors
+from tfclip.untrusted import one_line
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -57,7 +58,7 @@ CARD = "README.md"
 # A model makes its weights by these. While it is built in full it may make as much again, and a
 # frame to try itself on.
 _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand})
-_SPARE_NUMBERS = 2**26
+_SPARE_NUMBERS = 2**24
 
 _BUNDLED = Path(__file__).parent / "weights"
 _THIS_FOLDER = "path/to/this/folder"  # what the example in a new README loads
@@ -204,19 +205,19 @@ def _build(
 
 
 class _BuildError(ConfigError):
-    """torch itself refused to build a model."""
+    """The libraries that build a tower refused to."""
 
 
 @contextlib.contextmanager
 def _building(source: str) -> Iterator[None]:
-    """Turn what torch says of absurd sizes into a sentence about the configuration."""
+    """Turn what libraries say of absurd sizes into a sentence about the configuration."""
     try:
         yield
     except TFCLIPError:
         raise
-    except (RuntimeError, MemoryError, OverflowError) as error:
+    except Exception as error:  # each of timm's towers stumbles in its own way
         raise _BuildError(
-            f"{source}: no model can be built of its configuration: {_first_line(error)}"
+            f"{source}: no model can be built of its configuration: {one_line(error)}"
         ) from error
 
 

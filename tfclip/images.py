@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from tfclip.errors import FrameError, TFCLIPError
 from tfclip.remote import is_address, read_address
+from tfclip.untrusted import MAX_DIGITS
 
 Channels = Literal["rgb", "bgr"]
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
@@ -199,7 +200,7 @@ def natural_key(name: str) -> tuple[Any, ...]:
         ['f1', 'F2', 'f10']
     """
     parts: list[Any] = re.split(r"(\d+)", name.casefold())  # text and digits take turns
-    parts[1::2] = map(int, parts[1::2])
+    parts[1::2] = [int(digits[:MAX_DIGITS]) for digits in parts[1::2]]
     return tuple(parts), name
 
 

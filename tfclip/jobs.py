@@ -183,6 +183,9 @@ def encode_cached(
     if path.exists():
         try:
             table = EmbeddingTable.load(path)
+            names = {tracklet.name for tracklet in tracklets}
+            if not names.issuperset(table.names) or table.fingerprint != fingerprint:
+                raise TableError(f"{path} holds embeddings of another job")
             _logger.info("embeddings are taken from %s", path)
             return table
         except TableError as error:

@@ -86,7 +86,8 @@ def build_memory(
     key = ""
     if cache is not None:
         key = _memory_key(model, tracklets, identities)
-        found = from_first_process(_read_cache(Path(cache), key))
+        shape = (num_identities, model.backbone.projected_width)
+        found = from_first_process(_read_cache(Path(cache), key, shape))
         if found is not None:
             _logger.info("read the memory of %d identities from %s", num_identities, cache)
             return CLIPMemory(found)
@@ -200,14 +201,17 @@ def _add_frames(digest: Any, tracklet: Tracklet) -> None:
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
 
 
-def _read_cache(path: Path, key: str) -> Tensor | None:
-    """Return the centroids of a cache that has the key, or None."""
+def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
+    """Return the centroids of a cache that has the key, ``(K, E)``, or None."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") == key:
-                return file.get_tensor("centroids")
+                centroids = file.get_tensor("centroids")
+                if centroids.shape == shape and bool(centroids.isfinite().all()):
+                    return centroids
+                raise SafetensorError(f"{tuple(centroids.shape)} are not {shape} finite numbers")
     except (SafetensorError, OSError) as error:
         _logger.warning("the memory in %s is damaged (%s); building it anew", path, error)
         return None

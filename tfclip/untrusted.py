@@ -13,6 +13,9 @@ from typing import Any
 
 from tfclip.errors import TFCLIPError
 
+# Of a number in a name: Python refuses to read those of more than 4,300 with a ValueError.
+MAX_DIGITS = 4000
+
 # Of what a scripted archive packs, its source code, which nobody here reads.
 _MAX_PACKED_BYTES = 64 * 2**20
 

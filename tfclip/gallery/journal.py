@@ -50,6 +50,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "next_number": (int,),
     "next_segment": (int,),
 }
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)  # of a JSON value of another form
 _TYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 _RETRIES = 1000  # a reader starts again when a writer replaced what it was about to open
 
@@ -306,7 +307,7 @@ class Journal:
             entries = Entries.from_arrays(_arrays(mapped))
             if len(entries) != record.rows:
                 raise ValueError(f"it has {len(entries)} rows, not {record.rows}")
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (*_DAMAGE, IndexError, OverflowError) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise GalleryError(f"{path} is damaged: {reason}") from error
         return Segment(record, entries)
@@ -406,7 +407,7 @@ def _parse_index(folder: Path, data: bytes) -> tuple[Description, list[Record]]:
         whole = _index_text(gallery, records).encode() == data
         description = Description(**{**gallery, "fields": tuple(gallery["fields"])})
         _check_index(description, records)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         raise GalleryError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not whole:
         raise GalleryError(f"{path} is damaged: its checksum is not that of what was written")
@@ -423,7 +424,7 @@ def _check_index(description: Description, records: Sequence[Record]) -> None:
         value = getattr(description, name)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}")
-        if not isinstance(value, str | None) and value < 0:
+        if not isinstance(value, str | None) and not 0 <= value < 2**63:
             raise ValueError(f"{name} is {value!r}")
     if not all(isinstance(key, str) for key in description.fields):
         raise ValueError(f"fields are {description.fields!r}")

@@ -10,6 +10,7 @@ from tfclip.data.benchmarks.records import Dataset, ProtocolRule
 from tfclip.data.tables import parse_whole, read_lines
 from tfclip.data.tracklets import Thumbnail, Tracklet
 from tfclip.errors import TableError
+from tfclip.untrusted import MAX_DIGITS
 
 MARKET_PROTOCOLS = (
     ProtocolRule(
@@ -146,7 +147,8 @@ def _msmt17_image(folder: str, cells: list[str], where: str) -> Tracklet:
         raise TableError(f"{where}: there must be a path and a person, got {len(cells)} words")
     parts = cells[0].rpartition("/")[2].split("_")
     camera = parts[2] if len(parts) > 3 else ""
-    if not camera.isdecimal() or not 1 <= int(camera) <= _MSMT17_CAMERAS:
+    known = camera.isdecimal() and len(camera) <= MAX_DIGITS
+    if not known or not 1 <= int(camera) <= _MSMT17_CAMERAS:
         raise TableError(
             f"{where}: the third number of {cells[0]} must be its camera, 1 to {_MSMT17_CAMERAS}"
         )

@@ -16,6 +16,7 @@ from tfclip.data.benchmarks.records import Dataset, ProtocolRule
 from tfclip.data.mat import read_matrix, whole_numbers
 from tfclip.data.tracklets import Thumbnail, Tracklet
 from tfclip.errors import TableError
+from tfclip.untrusted import MAX_DIGITS
 
 MARS_PROTOCOLS = (
     ProtocolRule(
@@ -240,4 +241,4 @@ def _tracklet(
 
 def _frame_number(image: str) -> int | None:
     digits = image.rpartition("F")[2].partition(".")[0]
-    return int(digits) if digits.isdecimal() else None
+    return int(digits) if digits.isdecimal() and len(digits) <= MAX_DIGITS else None
