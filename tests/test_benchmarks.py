@@ -448,6 +448,35 @@ def test_the_usual_splits_of_prid2011_are_178_persons_in_ten_halves(tmp_path):
     assert not trained & {dataset.test[row].person for row in dataset.protocol("split-9").query}
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (f"0001/0001_000_{'9' * 5000}_0303morning_0015_0.jpg 1", "must be its camera, 1 to 15"),
+        ("0303_0_1_morning 1", "is not the name of an image"),
+    ],
+)
+def test_a_line_of_msmt17_that_names_no_image_is_refused(tmp_path, line, reason):
+    (msmt17_tree(tmp_path) / "list_query.txt").write_text(f"{line}\n")
+    with pytest.raises(TableError, match=f"line 1: .*{reason}"):
+        read_msmt17(tmp_path)
+
+
+def test_a_frame_number_of_thousands_of_digits_is_not_known(tmp_path):
+    names = mars_tree(tmp_path) / "info" / "train_name.txt"
+    names.write_text(names.read_text().replace("F001", "F" + "9" * 5000))
+    assert read_mars(tmp_path).train[0].first_frame is None
+
+
+def test_a_line_of_lsvid_with_a_zero_byte_is_refused(tmp_path):
+    path = lsvid_tree(tmp_path) / "info" / "list_sequence" / "list_seq_test.txt"
+    path.write_bytes(b"tracklet\0test/a_b_01_ 5\n")
+    with pytest.raises(TableError, match=r"cannot read|there is no image"):
+        read_lsvid(tmp_path)
+    path.write_bytes(b"track\0let/a_b_01_ 5\n")
+    with pytest.raises(TableError, match=r"cannot read .*null byte"):
+        read_lsvid(tmp_path)
+
+
 def test_the_lists_of_msmt17_are_read(tmp_path):
     source = real("reid_lists") / "msmt17"
     for name in ("query", "val"):

@@ -38,7 +38,7 @@ FIELDS = {f.name for f in dataclasses.fields(TFCLIPConfig)}
 
 REALS = st.floats(allow_nan=False, allow_infinity=False)
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | REALS | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers(-1024, 1024) | REALS | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.lists(inner, max_size=3),
     max_leaves=5,
 )
@@ -242,3 +242,35 @@ def test_a_config_error_is_a_value_error_and_a_tfclip_error() -> None:
     with pytest.raises(ValueError, match="neck") as caught:
         TFCLIPConfig(neck="both")  # pyright: ignore[reportArgumentType]
     assert isinstance(caught.value, TFCLIPError)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"backbone_options": {"width": 1000000000000}}', "width must be at most 1048576"),
+        ('{"backbone_options": {"layers": [3, 4, 6, 5000]}}', "layers must be at most 1024"),
+        ('{"frame_size": [1000000, 16]}', "frame_size must be at most 8192"),
+        ('{"temporal_depth": 100000}', "temporal_depth must be at most 1024"),
+        (f'{{"camera_coefficient": 1{"0" * 400}}}', "camera_coefficient must be a finite number"),
+        ("[" * 100_000, "config is not JSON: it is nested too deep"),
+        (f'{{"backbone_options": {{"a": {"[" * 900}{"]" * 900}}}}}', "must not be nested so deep"),
+        (
+            json.dumps({"calibration": {**CALIBRATION, "slope": 10**400}}),
+            "calibration slope must be a finite number",
+        ),
+    ],
+)
+def test_absurd_numbers_and_nesting_are_refused_in_a_short_sentence(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        TFCLIPConfig.from_json(text)
+    assert len(str(caught.value)) < 200
+
+
+@given(JSON_VALUES | st.integers(), st.sampled_from(sorted(FIELDS)))
+def test_any_json_value_in_any_field_is_read_or_refused(value: Any, field: str) -> None:
+    text = json.dumps({**TFCLIPConfig().to_dict(), field: value})
+    try:
+        config = TFCLIPConfig.from_json(text)
+    except ConfigError:
+        return
+    assert TFCLIPConfig.from_json(config.to_json()) == config

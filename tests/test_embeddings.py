@@ -302,3 +302,30 @@ def test_embeddings_of_different_models_are_not_compared():
         search_table(make_table(), make_table(embeddings=torch.ones(3, 2)))
     with pytest.raises(ValueError, match="top must be at least 1"):
         search_table(make_table(), make_table(), top=0)
+
+
+def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused_early(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path, rows = tmp_path / "bomb.parquet", 1_000
+    make_table().save(path)
+    schema = pyarrow.parquet.read_schema(path)
+    columns = pyarrow.parquet.read_table(path).slice(0, 1).to_pydict()
+    columns["name"] = ["x" * 2**20]  # stored once for all rows
+    repeated = {name: values * rows for name, values in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(repeated, schema), path)
+    assert path.stat().st_size < 2**22
+    with pytest.raises(TableError, match="unpacks to far more than a table of embeddings does"):
+        EmbeddingTable.load(path)
+
+
+def test_a_parquet_file_whose_description_is_no_text_is_damaged(tmp_path):
+    import pyarrow.parquet
+
+    path = tmp_path / "table.parquet"
+    make_table().save(path)
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"tfclip_embeddings": b"\xff"}), path)
+    with pytest.raises(TableError, match="is damaged: UnicodeDecodeError"):
+        EmbeddingTable.load(path)

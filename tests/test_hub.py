@@ -323,6 +323,53 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder: Path, text: b
         hub.load(TFCLIP, folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone_options": {**CONFIG.backbone_options, "width": 2**20, "heads": 2**14}},
+        {"backbone_options": {**CONFIG.backbone_options, "output_dim": 2**20}},
+        {"num_cameras": 2**20},
+    ],
+)
+def test_a_configuration_of_a_giant_is_refused_before_memory_is_taken_for_it(
+    folder: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    def take_memory(*_: object, **__: object) -> None:
+        raise AssertionError("memory was taken")
+
+    monkeypatch.setattr(nn.Module, "to_empty", take_memory)
+    (folder / "config.json").write_text(json.dumps({**CONFIG.to_dict(), **change}))
+    with pytest.raises(WeightsError, match=r"does not fit TFCLIP: .* of another shape"):
+        hub.load(TFCLIP, folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"embed_dim": 2**20, "num_heads": 2**14}, "asks for far more memory"),
+        ({"embed_dim": 64, "num_heads": 0}, "modulo by zero|division by zero"),
+    ],
+)
+def test_a_tower_that_must_be_built_in_full_is_bounded_by_its_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int], reason: str
+):
+    config = TFCLIPConfig(
+        backbone="timm:vit_tiny_patch16_224",
+        backbone_options={"depth": 1, **options},
+        frame_size=(32, 16),
+    )
+    (folder / "config.json").write_text(config.to_json())
+    monkeypatch.setattr(torch, "device", _no_meta)  # as for a tower that needs values
+    with pytest.raises(ConfigError, match=f"no model can be built .*({reason})"):
+        hub.load(TFCLIP, folder)
+
+
+def _no_meta(name: str) -> Any:
+    if name == "meta":
+        raise RuntimeError("this tower needs values")
+    return contextlib.nullcontext()
+
+
 # Strict loading
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tfclip import TFCLIP
 from tfclip.data.tracklets import Tracklet
@@ -196,3 +198,19 @@ def test_a_tracklet_that_is_not_there_is_named(tiny_model, tmp_path):
     missing = Tracklet(name="gone", frames=[tmp_path / "no.png"], person=0)
     with pytest.raises(FrameError, match=r"no\.png"):
         build_memory(tiny_model, [missing], cache=tmp_path / "memory.safetensors")
+
+
+@pytest.mark.parametrize(
+    "centroids",
+    [torch.zeros(2, 5), torch.full((3, 32), torch.nan), torch.zeros(3)],
+    ids=["another shape", "not finite", "no matrix"],
+)
+def test_a_cache_whose_numbers_cannot_be_a_memory_is_built_anew(
+    tiny_model, tracklets, tmp_path, centroids
+):
+    cache = tmp_path / "memory.safetensors"
+    built = build_memory(tiny_model, tracklets, cache=cache).centroids
+    with safe_open(cache, framework="pt") as file:
+        key = file.metadata()["key"]
+    save_file({"centroids": centroids}, cache, metadata={"key": key})
+    assert torch.equal(build_memory(tiny_model, tracklets, cache=cache).centroids, built)

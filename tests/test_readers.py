@@ -447,3 +447,30 @@ def test_a_name_that_no_file_can_have_is_no_file(tmp_path):
         read_folder(name)
     with pytest.raises(TableError, match="there is no such video or folder"):
         read_mot(name, tmp_path / "boxes.txt")
+
+
+def test_a_cell_that_no_file_can_be_called_is_no_file(table):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(TableError, match="line 2: there is no file"):
+            read_csv(table(f"tracklet,path\na,{name}\n"))
+
+
+def test_a_name_with_thousands_of_digits_is_a_name(table):
+    name = "9" * 5000
+    tracklets = read_csv(table(f"tracklet,path\n{name},a.png\n1,b.png\n"))
+    assert [tracklet.name for tracklet in tracklets] == ["1", name]
+
+
+def test_what_pyarrow_says_of_damage_becomes_one_line(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    draw(tmp_path / "a.png")
+    path = tmp_path / "table.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"tracklet": ["a"], "path": ["a.png"]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:30] = bytes(26)  # the first page's header
+    path.write_bytes(content)
+    with pytest.raises(TableError, match="damaged or not a parquet file") as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)

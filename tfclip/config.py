@@ -326,7 +326,7 @@ def _check_sizes(name: str, value: object) -> None:
     elif isinstance(value, list):
         for inner in value:
             _check_sizes(name, inner)
-    elif isinstance(value, int | float):
+    elif isinstance(value, int):
         most = _MAX_DEPTH if name.endswith(("layers", "depth", "depths")) else _MAX_SIZE
         if abs(value) > most:
             raise ConfigError(f"{name} must be at most {most}, got {_short(value)}")

@@ -144,6 +144,22 @@ def _check_range(tensor: torch.Tensor, name: str) -> None:
         )
 
 
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse a picture of more pixels than Pillow trusts, before it is decoded.
+
+    Pillow itself only warns of those, and refuses what has twice as many.
+
+    Raises:
+        FrameError: It is too large.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise FrameError(
+            f"{name} must have at most {most:,} pixels, got {width} x {height}; "
+            "PIL.Image.MAX_IMAGE_PIXELS sets the limit"
+        )
+
+
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a folder and not a file.
 
@@ -261,13 +277,7 @@ def open_picture(
     except Exception as error:  # see _decode
         raise FrameError(f"{picture} is not a readable image: {_reason(error)}") from error
     with image:
-        # Pillow only warns here, and refuses what has twice as many.
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and math.prod(image.size) > most:
-            raise FrameError(
-                f"{picture} must have at most {most:,} pixels, got {image.size[0]} x "
-                f"{image.size[1]}; PIL.Image.MAX_IMAGE_PIXELS sets the limit"
-            )
+        check_size(*image.size, str(picture))
         # An MPO is a JPEG of a phone or stereo camera; its first picture is the one meant.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise FrameError(

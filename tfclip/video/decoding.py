@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tfclip.errors import MissingExtraError
+from tfclip.images import check_size
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -89,7 +90,12 @@ class Upright:
         self._matrix = _display_matrix(first)
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
-        """Return ``(H, W, 3)`` uint8 RGB."""
+        """Return ``(H, W, 3)`` uint8 RGB.
+
+        Raises:
+            FrameError: The frame has far too many pixels; a stream may change their number.
+        """
+        check_size(frame.width, frame.height, "a frame of the video")
         pixels = frame.to_ndarray(format="rgb24")
         a, b, c, d = self._matrix
         if abs(b) > abs(a):  # a quarter turn: a and d are zero

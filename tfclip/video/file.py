@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tfclip.errors import FrameError
+from tfclip.images import check_size
 from tfclip.video.decoding import (
     Clock,
     TimedFrame,
@@ -231,9 +232,14 @@ class Video:
             container = av.open(str(self.path.absolute()))
         except (av.FFmpegError, OSError, ValueError) as error:
             raise FrameError(f"{self.path} is not a readable video: {reason(error)}") from error
-        if not container.streams.video:
+        try:
+            if not container.streams.video:
+                raise FrameError(f"{self.path} must have a video stream, got none")
+            stream = container.streams.video[0]
+            check_size(stream.width or 0, stream.height or 0, str(self.path))
+        except FrameError:
             container.close()
-            raise FrameError(f"{self.path} must have a video stream, got none")
+            raise
         return container
 
     def _decode(self) -> Generator[VideoFrame, None, None]:
