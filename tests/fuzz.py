@@ -172,6 +172,7 @@ def _work(target: str, options: argparse.Namespace, shared: mmap.mmap, scratch: 
         faulthandler.cancel_dump_traceback_later()
         if len(result.findings) > result_before:
             result.findings[f"{target}:{number}"] = result.findings.pop(str(result.inputs))
+            _keep(scratch, result, number)  # the next input may kill this process
             if len(result.findings) >= options.most:
                 break
         (folder / name).write_bytes(samples[name])
@@ -206,10 +207,11 @@ def run_target(target: str, options: argparse.Namespace, scratch: Path) -> Resul
         status = _in_child(target, options, shared, scratch)
         (number,) = struct.unpack_from("<q", shared, 0)
         _add(total, scratch / "result.json")
+        total.inputs = number - options.first
         if status == 0:
             return total
+        total.inputs += 1
         said = (scratch / "stderr").read_text(errors="replace")[-3000:]
-        total.inputs += number % 50 + 1  # those since the last report
         total.findings[f"{target}:{number}"] = f"the process ended with status {status}\n{said}"
         if len(total.findings) >= options.most or time.time() >= options.deadline:
             return total
@@ -238,7 +240,6 @@ def _add(total: Result, path: Path) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text())
-    total.inputs += found["inputs"]
     total.accepted += found["accepted"]
     total.refused.update(found["refused"])
     total.findings.update(found["findings"])
