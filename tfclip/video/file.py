@@ -236,7 +236,9 @@ class Video:
             if not container.streams.video:
                 raise FrameError(f"{self.path} must have a video stream, got none")
             stream = container.streams.video[0]
-            check_size(stream.width or 0, stream.height or 0, str(self.path))
+            # FFmpeg gives no sizes for a stream whose codec it does not know.
+            width, height = (getattr(stream, side, None) or 0 for side in ("width", "height"))
+            check_size(width, height, str(self.path))
         except FrameError:
             container.close()
             raise

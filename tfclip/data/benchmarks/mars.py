@@ -200,7 +200,7 @@ def _tracklets(
         if (
             name in seen
         ):  # one tracker's output in two pieces; the second is told by its first frame
-            name = chunk[0].rpartition(".")[0]
+            name = chunk[0].rpartition(".")[0] or chunk[0]
         seen.add(name)
         tracklets.append(_tracklet(folder, name, chunk, person, camera - 1, platforms))
     return tuple(tracklets)
