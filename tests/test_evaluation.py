@@ -573,6 +573,7 @@ def test_each_query_stands_in_the_table_with_what_it_gave(report, dataset, tmp_p
         "report.md",
         "per_query.csv",
         "cmc.png",
+        "roc.png",
         "distances.png",
     }
     with (tmp_path / "out" / "per_query.csv").open(newline="") as file:
@@ -625,7 +626,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(report, tmp_path):
 
     Reader().feed(page)
     assert not {"script", "link", "iframe", "a", "b"} & set(tags)
-    assert len(sources) == 2
+    assert len(sources) == 3
     assert all(str(source).startswith("data:image/png;base64,") for source in sources)
     assert "&lt;b&gt;|tiny" in page
     assert f"{report.rows[0].result.mAP:.2%}" in page

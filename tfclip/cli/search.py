@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfclip.cli.shared import PICTURE_SUFFIXES, UsageError, add_command, picture_path, positive
-from tfclip.errors import TableError, TFCLIPError
+from tfclip.errors import SaveError, TableError, TFCLIPError
 
 if TYPE_CHECKING:
     from tfclip.data.embeddings import EmbeddingTable
     from tfclip.data.search import Found
 
 _MAX_PICTURED_QUERIES = 8
+_MAX_REPORTED_QUERIES = 200
 
 
 def add_parser(commands: Any) -> None:
@@ -35,6 +36,7 @@ answer may be that nobody is there.
 
 Example:
   tfclip search queries.safetensors gallery.safetensors --top 10 --picture ranked.png
+  tfclip search queries.safetensors gallery.safetensors --report ranked.html
   tfclip search queries.safetensors gallery.safetensors --reject --model calibrated/
 """,
     )
@@ -66,6 +68,12 @@ Example:
         metavar="FILE",
         help=f"draw the first {_MAX_PICTURED_QUERIES} queries: {', '.join(PICTURE_SUFFIXES)}",
     )
+    command.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help=f"write the first {_MAX_REPORTED_QUERIES} queries as one HTML page, pictures included",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -78,6 +86,8 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError("--reject and --model NAME, whose threshold it is, go together")
     if options.picture:
         check_matplotlib()
+    if options.report is not None and options.report.is_dir():
+        raise SaveError(f"cannot write {options.report}: it is a folder")
     queries = _pick(EmbeddingTable.load(options.queries), options.query, options.queries)
     gallery = EmbeddingTable.load(options.gallery)
     queries.check_comparable(gallery)
@@ -102,6 +112,32 @@ def run(options: argparse.Namespace) -> None:
         figure = draw_search(queries.select(range(number)), gallery, results[:number])
         save_figure(figure, options.picture)
         print(f"picture of {number} of {len(queries)} queries: {options.picture}")
+    if options.report is not None:
+        _write_page(options.report, queries, gallery, results, threshold)
+
+
+def _write_page(
+    path: Path,
+    queries: EmbeddingTable,
+    gallery: EmbeddingTable,
+    results: Sequence[Sequence[Found]],
+    threshold: float | None,
+) -> None:
+    from tfclip.visualize import search_rows, write_search_page
+
+    number = min(len(queries), _MAX_REPORTED_QUERIES)
+    revision = f" at {gallery.revision}" if gallery.revision else ""
+    facts = [
+        f"model: {gallery.model or 'without a name'}{revision}, fingerprint "
+        f"{gallery.fingerprint or 'unknown'}",
+        f"queries: {number:,} of {len(queries):,}; gallery: {len(gallery):,} tracklets",
+        "distance: squared Euclidean, 2 - 2 cos for vectors of length 1; smaller is nearer",
+    ]
+    if threshold is not None:
+        facts.append(f"threshold: {threshold:.4f}; what is farther away is left out")
+    rows = search_rows(queries.select(range(number)), gallery, results[:number])
+    write_search_page(rows, path, facts=facts)
+    print(f"page of {number} of {len(queries)} queries: {path}")
 
 
 def _threshold(options: argparse.Namespace, *tables: EmbeddingTable) -> float:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfclip.evaluation.report import EvaluationReport
 from tfclip.files import replace_when_done
+from tfclip.pages import html_figure, html_list, html_table, write_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2em auto; max-width: 62em;
-  padding: 0 1em }
-h1 { font-size: 1.5em }
-table { border-collapse: collapse; margin: 1.5em 0; display: block; overflow-x: auto }
-th, td { padding: .35em .7em; text-align: right; border-bottom: 1px solid #eceef0;
-  font-variant-numeric: tabular-nums; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; width: 30em }
-.notes { color: #656d76; font-size: .85em }
-"""
 
 
 def write_report(
@@ -37,7 +24,7 @@ def write_report(
         report: What to write.
         folder: Where to; made when it is missing. ``report.json``, ``report.md``,
             ``per_query.csv``, ``cmc.png`` and, where there are pairs of both kinds,
-            ``distances.png``.
+            ``roc.png`` and ``distances.png``.
         threshold: Drawn among the distances; None for none.
 
     Returns:
@@ -78,24 +65,17 @@ def write_page(
         SaveError: The file cannot be written.
         MissingExtraError: Matplotlib is not installed.
     """
-    parts = [f"<h1>{html.escape(report.title)}</h1>", _list(report.facts(), "facts")]
-    parts += [_table(table) for table in report.tables()]
-    parts.append(_list(report.notes(), "notes"))
+    parts = [html_list(report.facts(), "facts")]
+    parts += [html_table(table) for table in report.tables()]
+    parts.append(html_list(report.notes(), "notes"))
     for name, figure in draw_figures(report, threshold).items():
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
-        data = base64.b64encode(drawn.getvalue()).decode()
-        parts.append(f'<img alt="{_MEANINGS[name]}" src="data:image/png;base64,{data}">')
-    head = (
-        f'<meta charset="utf-8"><title>{html.escape(report.title)}</title><style>{_STYLE}</style>'
-    )
-    page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n'
-    with replace_when_done(path) as temporary:
-        temporary.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
+        parts.append(html_figure(figure, _MEANINGS[name]))
+    write_html(path, report.title, parts)
 
 
 _MEANINGS = {
     "cmc": "Cumulative match characteristics of every row",
+    "roc": "Receiver operating characteristics of every row",
     "distances": "Histogram of the distances of pairs of one person and of two persons",
 }
 
@@ -103,15 +83,25 @@ _MEANINGS = {
 def draw_figures(report: EvaluationReport, threshold: float | None = None) -> dict[str, Figure]:
     """Draw the curves of every row, and the distances of the first.
 
+    Pairs, in ``roc`` and ``distances``, are those of the first split.
+
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    from tfclip.visualize import cmc_curves, distance_histogram
+    from tfclip.visualize import cmc_curves, distance_histogram, roc_curves
 
     curves = {row.name: row.result for row in report.rows}
     figures = {"cmc": cmc_curves(curves, title=report.title)}
     first = report.rows[0]
-    if bool(first.pairs.same.any()) and not bool(first.pairs.same.all()):
+    both_kinds = {
+        row.name: row.pairs
+        for row in report.rows
+        if row.pairs.same.any() and not row.pairs.same.all()
+    }
+    if both_kinds:
+        note = first.splits[0].protocol
+        figures["roc"] = roc_curves(both_kinds, title=report.title, note=note)
+    if first.name in both_kinds:
         figures["distances"] = distance_histogram(
             *first.pairs,
             threshold=threshold,
@@ -129,16 +119,3 @@ def per_query_csv(report: EvaluationReport) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _list(lines: list[str], kind: str) -> str:
-    items = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f'<ul class="{kind}">\n{items}\n</ul>'
-
-
-def _table(table: list[tuple[str, ...]]) -> str:
-    lines = []
-    for number, cells in enumerate(table):
-        tag = "td" if number else "th"
-        lines.append("<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>")
-    return "<table>\n" + "\n".join(lines) + "\n</table>"

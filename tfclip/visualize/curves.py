@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.legend import Legend
     from torch import Tensor
 
-    from tfclip.functional import RankingResult
+    from tfclip.functional import Pairs, RankingResult
 
 # Of lines, in order, also told apart without colour: each has a marker of its own.
 _LINES = (("#1f5fbf", "o"), ("#c26a12", "s"), ("#6f7780", "^"), ("#7a3fb0", "D"), ("#1a8f4c", "v"))
@@ -78,6 +78,74 @@ def cmc_curves(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _tidy(axes, axes.legend(loc="lower right"))
     _write(figure, title, next(iter(results.values())).protocol)
+    return figure
+
+
+def roc_curves(results: Mapping[str, Pairs], *, title: str | None = None, note: str = "") -> Figure:
+    """Draw receiver operating characteristics: true matches against false matches.
+
+    A point is a threshold; nothing is interpolated between thresholds. False match rates are on a
+    logarithmic scale, which ends at the smallest that the pairs can show. Each line bears its name,
+    its equal error rate and its true match rate at a false match rate of 1 %, where there are pairs
+    enough to measure that.
+
+    Args:
+        results: Pairs by name, such as ``tfclip.functional.pair_scores`` returns, in the order of
+            the legend; best of one protocol.
+        title: Text above; None for none.
+        note: Small print below, such as the protocol.
+
+    Raises:
+        TypeError: Distances are not floating point, or labels not boolean.
+        ValueError: There is no result, or a result has not both kinds of pairs.
+        MissingExtraError: Matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from tfclip.functional import Pairs
+        >>> pairs = Pairs(torch.tensor([0.1, 0.4, 0.9]), torch.tensor([True, True, False]))
+        >>> roc_curves({"a model": pairs}).savefig("roc.png")  # doctest: +SKIP
+    """
+    from tfclip.functional import equal_error_rate, roc_curve, tpr_at_fpr
+
+    if not results:
+        raise ValueError("results must be at least one, got none")
+    curves = {name: roc_curve(*pairs) for name, pairs in results.items()}
+    check_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    figure = Figure(figsize=(6.4, 4.4), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0.11, 0.2, 0.85, 0.7 if title else 0.76))
+    smallest = 1 / max(int((~pairs.same).sum()) for pairs in results.values())
+    left = min(smallest, 0.1) / 1.6  # thresholds without a false match stand at the left edge
+    for number, (name, curve) in enumerate(curves.items()):
+        distance, same = results[name]
+        text = f"{name}: EER {equal_error_rate(distance, same):.1%}"
+        if int((~same).sum()) >= 100:
+            text += f", TPR {tpr_at_fpr(distance, same, 0.01):.1%} at FPR 1%"
+        axes.step(
+            curve.false_match_rate.clamp_min(left).tolist(),
+            curve.true_match_rate.tolist(),
+            where="post",
+            color=_LINES[number % len(_LINES)][0],
+            linewidth=1.8,
+            linestyle=_STYLES[(number // len(_LINES)) % len(_STYLES)],
+            label=text,
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(left, 1)
+    axes.set_ylim(0, 1.03)
+    chance = np.geomspace(left, 1, 64)
+    axes.plot(chance, chance, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), label="chance")
+    axes.set_xlabel("pairs of two persons that match (FPR)", color=INK, fontsize=9)
+    axes.set_ylabel("pairs of one person that match (TPR)", color=INK, fontsize=9)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _tidy(axes, axes.legend(loc="best"))
+    axes.tick_params(which="minor", length=0)
+    _write(figure, title, note)
     return figure
 
 

@@ -104,8 +104,8 @@ def ranked_list(
         top = height - head - number * row_height
         canvas.show(query, _left_of(0), top, INK, dashed=False)
         for rank, result in enumerate(results, start=1):
-            dashed = _same_camera(query, result)
-            canvas.show(result, _left_of(rank), top, _verdict(query, result), dashed=dashed)
+            dashed = same_camera(query, result)
+            canvas.show(result, _left_of(rank), top, verdict(query, result), dashed=dashed)
     _draw_legend(canvas, legend, distance_name)
     return canvas.figure
 
@@ -131,6 +131,19 @@ def draw_search(
         ValueError: There is no query.
         MissingExtraError: Matplotlib is not installed.
     """
+    return ranked_list(search_rows(queries, gallery, results), title=title)
+
+
+def search_rows(
+    queries: EmbeddingTable, gallery: EmbeddingTable, results: Sequence[Sequence[Found]]
+) -> list[tuple[Shown, list[Shown]]]:
+    """Return what ``tfclip.data.search_table`` found, with its pictures, a row for each query.
+
+    Args:
+        queries: What was looked for.
+        gallery: Where.
+        results: For each query what was found.
+    """
     from tfclip.data.tracklets import load_thumbnails
 
     places = sorted({place for found in results for place, _ in found})
@@ -147,14 +160,13 @@ def draw_search(
             label=table.names[row],
         )
 
-    rows = [
+    return [
         (
             show(queries, row, asked[row], None),
             [show(gallery, place, by_place[place], distance) for place, distance in found],
         )
         for row, found in enumerate(results)
     ]
-    return ranked_list(rows, title=title)
 
 
 def contact_sheet(
@@ -207,14 +219,15 @@ def _left_of(column: int) -> float:
     return _MARGIN + column * _STEP + (_QUERY_GAP if column else 0)
 
 
-def _verdict(query: Shown, result: Shown) -> str:
+def verdict(query: Shown, result: Shown) -> str:
     """Return the colour that says whether a result is right."""
     if query.person is None or result.person is None:
         return UNKNOWN
     return RIGHT if str(query.person) == str(result.person) else WRONG
 
 
-def _same_camera(query: Shown, result: Shown) -> bool:
+def same_camera(query: Shown, result: Shown) -> bool:
+    """Tell whether a result is known to be from the query's own camera."""
     return query.camera is not None and query.camera == result.camera
 
 
@@ -321,9 +334,9 @@ class _Entry(NamedTuple):
 def _legend_entries(rows: Sequence[tuple[Shown, Sequence[Shown]]]) -> list[_Entry]:
     """Return what the legend has to explain: only what is in the picture."""
     pairs = [(query, result) for query, results in rows for result in results]
-    present = {_verdict(query, result) for query, result in pairs}
+    present = {verdict(query, result) for query, result in pairs}
     entries = [_Entry(color, False, text) for color, text in _MEANINGS.items() if color in present]
-    if any(_same_camera(query, result) for query, result in pairs):
+    if any(same_camera(query, result) for query, result in pairs):
         entries.append(_Entry(INK, True, "same camera"))
     return entries
 
