@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfclip.pages import data_uri, html_list, write_html
 from tfclip.visualize.lists import Shown, same_camera, verdict
-from tfclip.visualize.style import INK, RIGHT, UNKNOWN, WRONG
+from tfclip.visualize.style import MUTED, RIGHT, UNKNOWN, WRONG
 
 _CLASSES = {RIGHT: "right", WRONG: "wrong", UNKNOWN: "unknown"}
 _MARKS = {RIGHT: "\N{CHECK MARK}", WRONG: "\N{MULTIPLICATION X}"}
@@ -29,13 +29,13 @@ CARD_STYLE = f"""
 .tf-card b {{ font-size: 13px; font-variant-numeric: tabular-nums }}
 .tf-card small {{ display: block; opacity: .7; font-size: 11px }}
 .tf-query {{ margin-right: 14px }}
-.tf-query .tf-picture {{ border-color: {INK} }}
+.tf-query .tf-picture {{ border-color: {MUTED} }}
 .tf-right .tf-picture {{ border-color: {RIGHT} }}
 .tf-wrong .tf-picture {{ border-color: {WRONG} }}
 .tf-same-camera .tf-picture {{ border-style: dashed }}
 .tf-rank, .tf-mark {{ position: absolute; top: 4px; font-weight: 700; font-size: 11px;
-  line-height: 18px; min-width: 18px; box-sizing: border-box; border-radius: 9px; color: #fff;
-  text-align: center }}
+  line-height: 18px; min-width: 18px; box-sizing: border-box; border-radius: 9px;
+  text-align: center; color: #fff !important }}
 .tf-rank {{ left: 4px; padding: 0 5px; background: rgba(31, 35, 40, .78) }}
 .tf-mark {{ right: 4px }}
 .tf-right .tf-mark {{ background: {RIGHT} }}
