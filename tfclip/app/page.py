@@ -16,7 +16,7 @@ from PIL import Image
 
 from tfclip.app.desk import Answer, Desk, draw_sheet
 from tfclip.app.galleries import DrawnGallery, SearchedGallery, open_gallery
-from tfclip.app.serving import check_gradio
+from tfclip.app.serving import check_gradio, in_loop
 from tfclip.app.uploads import read_upload
 from tfclip.errors import TFCLIPError
 from tfclip.files import replace_when_done
@@ -89,6 +89,10 @@ def build_app(
     desk = Desk(models, gallery, any_model=any_model, device=device)
     for name in desk.models[:1]:
         gallery.table(*desk.load(name))
+    return in_loop(lambda: _make_page(gr, desk))
+
+
+def _make_page(gr: Any, desk: Desk) -> Any:
     with gr.Blocks(
         title="tfclip: find a person again",
         analytics_enabled=False,

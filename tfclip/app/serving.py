@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfclip.errors import MissingExtraError
 
 if TYPE_CHECKING:
     import gradio
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Result = TypeVar("Result")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -94,11 +98,34 @@ def serve(
         "app_kwargs": {"middleware": [Middleware(_Policy)]},
     }
     known = inspect.signature(app.launch).parameters  # not every version has all of them
-    _, address, _ = app.launch(**{name: v for name, v in wanted.items() if name in known})
+    options = {name: value for name, value in wanted.items() if name in known}
+    _, address, _ = in_loop(lambda: app.launch(**options))
     _logger.info("the page is at %s; Ctrl-C ends it", address)
     if wait:
         app.block_thread()
     return address
+
+
+def in_loop(work: Callable[[], Result]) -> Result:
+    """Call a function while an event loop runs, as Gradio's own want it.
+
+    Where none runs, each of them would make one, put it in the place of the thread's and leave it
+    open.
+    """
+
+    async def call() -> Result:
+        return work()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        loop = asyncio.new_event_loop()
+    else:
+        return work()
+    try:
+        return loop.run_until_complete(call())
+    finally:
+        loop.close()
 
 
 class _Policy:
