@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tfclip import convert as convert
     from tfclip import data as data
+    from tfclip import export as export
     from tfclip import functional as functional
     from tfclip.config import TFCLIPConfig as TFCLIPConfig
     from tfclip.diffusion import MemoryDiffusion as MemoryDiffusion
@@ -41,7 +42,7 @@ _HOMES = {
     "Gallery": "gallery",
     "TrackletEncoder": "tracking",
 }
-_MODULES = ("convert", "data", "functional")
+_MODULES = ("convert", "data", "export", "functional")
 
 __all__ = [
     "TFCLIP",
@@ -57,6 +58,7 @@ __all__ = [
     "TrackletEncoder",
     "convert",
     "data",
+    "export",
     "functional",
 ]
 

@@ -33,6 +33,10 @@ class SnapshotError(TFCLIPError, RuntimeError):
     """A snapshot of tracks that cannot be used: missing, damaged, or of another model."""
 
 
+class ExportError(TFCLIPError, RuntimeError):
+    """A model that cannot be exported, or an export whose embeddings are not the model's."""
+
+
 class SaveError(TFCLIPError, OSError):
     """A file that could not be written; whatever stood there before is untouched."""
 

@@ -58,7 +58,7 @@ class CLIPVisionTransformer(Backbone):
         """Encode frames; see ``Backbone.forward``."""
         tower = self.tower
         patches = rearrange(tower.conv1(frames), "m d h w -> m (h w) d")
-        class_token = tower.class_embedding.expand(len(frames), -1)
+        class_token = tower.class_embedding.expand(frames.shape[0], -1)
         if camera_code is not None and self.has_class_token:
             class_token = class_token + camera_code
         elif camera_code is not None:

@@ -10,7 +10,18 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tfclip import __version__
-from tfclip.cli import app, associate, convert, data, demo, encode, evaluate, gallery, search
+from tfclip.cli import (
+    app,
+    associate,
+    convert,
+    data,
+    demo,
+    encode,
+    evaluate,
+    export,
+    gallery,
+    search,
+)
 from tfclip.cli.shared import UsageError
 from tfclip.errors import TFCLIPError
 
@@ -73,6 +84,8 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tfclip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, search, gallery, associate, evaluate, convert, data, demo, app):
+    for command in (
+        encode, search, gallery, associate, evaluate, convert, export, data, demo, app,
+    ):  # fmt: skip
         command.add_parser(commands)
     return parser
