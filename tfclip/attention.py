@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from tfclip import speed
 
 
 class QuickGELU(nn.Module):
@@ -77,17 +78,39 @@ class SelfAttention(nn.Module):
         Returns:
             Attended tokens, ``(M, N, D)``.
         """
+        joint = speed.run(self.input_projection, x)
         query, key, value = rearrange(
-            self.input_projection(x), "m n (three h d) -> three m h n d", three=3, h=self.num_heads
+            joint, "m n (three h d) -> three m h n d", three=3, h=self.num_heads
         )
         bias = None if weights is None else rearrange(weights.log(), "m n -> m 1 1 n").to(x.dtype)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.output_projection(rearrange(attended, "m h n d -> m n (h d)"))
+        attended = speed.attend(query, key, value, bias)
+        return speed.run(self.output_projection, rearrange(attended, "m h n d -> m n (h d)"))
 
 
-def feed_forward(dim: int) -> nn.Sequential:
-    """Return CLIP's feed-forward network: ``D -> 4D``, QuickGELU, ``4D -> D``."""
-    return nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
+class FeedForward(nn.Sequential):
+    """CLIP's feed-forward network: ``D -> 4D``, QuickGELU, ``4D -> D``.
+
+    Args:
+        dim: Width of the tokens, ``D``.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map each token, ``(..., D)``."""
+        first, _, second = self
+        if not speed.is_inference(x) or speed.is_watched(self):
+            return super().forward(x)
+        return speed.run(second, speed.quick_gelu(speed.run(first, x)))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of the mapped tokens: ``(..., N, D)`` to ``(..., D)``.
+
+        The last layer is linear, so the mean may come before it: N times less work there.
+        """
+        first, _, second = self
+        return second(speed.quick_gelu(speed.run(first, x)).mean(-2))
 
 
 def check_heads(dim: int, num_heads: int) -> None:

@@ -12,12 +12,14 @@ exactly as the same frame given twice. At least one frame of each clip must coun
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from tfclip.attention import DropPath, SelfAttention, check_heads, feed_forward
+from tfclip import speed
+from tfclip.attention import DropPath, FeedForward, SelfAttention, check_heads
 
 
 class TemporalMemoryConstruction(nn.Module):
@@ -115,7 +117,7 @@ class MemoryDiffusion(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, num_heads)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = feed_forward(dim)
+        self.mlp = FeedForward(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
@@ -131,18 +133,45 @@ class MemoryDiffusion(nn.Module):
         Raises:
             ValueError: The shapes do not fit.
         """
+        return self._by_frame(self._diffuse, tokens, memory)
+
+    def mean(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Return the mean of each frame's diffused tokens, ``(B, T, D)``, its memory among them.
+
+        Arguments as in ``forward``. In inference the mean is taken before the last linear layer.
+        """
+        if self.training or not speed.is_inference(tokens) or speed.is_watched(self):
+            return self(tokens, memory).mean(2)
+        return self._by_frame(self._diffuse_to_mean, tokens, memory)
+
+    def _by_frame(
+        self, run: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, memory: Tensor
+    ) -> Tensor:
+        """Run a function on frames as rows: a frame attends to nothing outside itself."""
         check_tokens(tokens, self.dim)
         if memory.shape != (*tokens.shape[:2], self.dim):
             raise ValueError(
                 f"memory must be (B, T, D) = {(*tokens.shape[:2], self.dim)}, "
                 f"got shape {tuple(memory.shape)}"
             )
-        x = torch.cat([tokens, memory.unsqueeze(2)], dim=2)
-        # A frame attends to nothing outside itself, so frames are rows like any other.
-        x = rearrange(x, "b t n d -> (b t) n d")
-        x = x + self.drop_path(self.attention(self.attention_norm(x)))
-        x = x + self.drop_path(self.mlp(self.mlp_norm(x)))
-        return rearrange(x, "(b t) n d -> b t n d", b=tokens.shape[0])
+        rows, memories = tokens.flatten(0, 1), memory.flatten(0, 1)
+        size = len(rows)
+        if speed.is_inference(tokens) and not self.training:
+            size = speed.frames_at_once(rows, 4 * self.dim, tokens.shape[2] + 1)
+        return speed.in_pieces(run, size, rows, memories).unflatten(0, tokens.shape[:2])
+
+    def _diffuse(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        x = self._attend(tokens, memory)
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+    def _diffuse_to_mean(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        x = self._attend(tokens, memory)
+        return x.mean(1) + self.mlp.mean(self.mlp_norm(x))
+
+    def _attend(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Append its memory to each frame, (M, N, D), and let its tokens attend to one another."""
+        x = torch.cat([tokens, memory.unsqueeze(1)], dim=1)
+        return x + self.drop_path(self.attention(self.attention_norm(x)))
 
 
 class TemporalMemoryDiffusion(nn.Module):
@@ -206,6 +235,16 @@ class TemporalMemoryDiffusion(nn.Module):
         for construct, diffuse in zip(self.constructions, self.diffusions, strict=True):
             tokens = diffuse(tokens, construct(tokens, frame_mask))
         return tokens
+
+    def mean(self, tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Return the mean of each frame's diffused tokens (Eq. 12), ``(B, T, D)``.
+
+        Arguments as in ``forward``; in inference it takes less work than the tokens do.
+        """
+        for construct, diffuse in zip(self.constructions, self.diffusions[:-1], strict=False):
+            tokens = diffuse(tokens, construct(tokens, frame_mask))
+        last: Any = self.diffusions[-1]
+        return last.mean(tokens, self.constructions[-1](tokens, frame_mask))
 
 
 def as_weights(frame_mask: Tensor | None, like: Tensor) -> Tensor | None:

@@ -287,7 +287,7 @@ class StreamEncoder:
             codes = self.model.camera_codes(
                 torch.tensor(cameras[start:stop]), len(cameras[start:stop])
             )
-            yield self.model.backbone(
+            yield self.model.encode_frames(
                 self.preprocess.normalize(pixels, dtype=self.model.dtype), codes
             )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -165,6 +166,45 @@ class TFCLIP(nn.Module):
             codes = repeat(codes, "b d -> (b t) d", t=num_frames)
         tokens = self.backbone(rearrange(frames, "b t c h w -> (b t) c h w"), codes)
         return self.describe(rearrange(tokens, "(b t) n d -> b t n d", t=num_frames), frame_mask)
+
+    def encode_frames(self, frames: Tensor, camera_codes: Tensor | None = None) -> Tensor:
+        """Encode frames to the tokens that ``embed`` reads; no others are computed.
+
+        Args:
+            frames: Normalised frames, ``(M, 3, H, W)``.
+            camera_codes: Vector of each frame's camera, ``(M, D)``, from ``camera_codes``, or None.
+
+        Returns:
+            Tokens, ``(M, N, D)``; ``(M, 1, D)``, the class token alone, when the descriptor needs
+            no other and the tower can leave the others out.
+        """
+        if "temporal" in self.config.descriptor and self.temporal.reads_tokens:
+            return self.backbone(frames, camera_codes)
+        return self.backbone.encode_class(frames, camera_codes)
+
+    def merge_tokens(self, number: int = 0) -> None:
+        """Merge the most alike tokens of a frame as they go through the tower, to save work.
+
+        What is computed is no longer exactly this model; docs/speed.md tells how much it costs.
+        Merged tokens weigh as many as they stand for, and each patch gets a copy of its token
+        before the temporal head looks at it.
+
+        Args:
+            number: Tokens to merge away in each block; 0, as in a new model, is none.
+
+        Raises:
+            ValueError: It is negative, or the tower is not one of CLIP's transformers.
+            TypeError: It is no whole number.
+        """
+        number = operator.index(number)
+        if number < 0:
+            raise ValueError(f"number must be at least 0, got {number}")
+        if number and not self.backbone.merges_tokens:
+            raise ValueError(
+                f"number must be 0 for {self.config.backbone!r}: only CLIP's vision transformers "
+                f"merge tokens, got {number}"
+            )
+        self.backbone.merged_tokens = number
 
     def describe(self, tokens: Tensor, frame_mask: Tensor | None = None) -> TFCLIPOutput:
         """Describe clips whose frames the backbone has encoded.

@@ -37,6 +37,8 @@ class Backbone(nn.Module, abc.ABC):
         has_class_token: Whether token 0 goes through the tower; if not, it is pooled at its end.
         accepts_camera: Whether a camera vector can be added.
         projects_linearly: Whether ``project`` treats each token alone and linearly.
+        merges_tokens: Whether tokens can be merged inside the tower.
+        merged_tokens: How many tokens each block merges away; see ``TFCLIP.merge_tokens``.
     """
 
     tower: Any
@@ -47,6 +49,8 @@ class Backbone(nn.Module, abc.ABC):
     has_class_token: bool = True
     accepts_camera: bool = True
     projects_linearly: bool = True
+    merges_tokens: bool = False
+    merged_tokens: int = 0
 
     @abc.abstractmethod
     def forward(self, frames: Tensor, camera_code: Tensor | None = None) -> Tensor:
@@ -61,6 +65,17 @@ class Backbone(nn.Module, abc.ABC):
         Returns:
             Tokens, ``(M, 1 + num_registers + patches, D)``.
         """
+
+    def encode_class(self, frames: Tensor, camera_code: Tensor | None = None) -> Tensor:
+        """Encode frames of which only the class token is wanted.
+
+        Arguments as in ``forward``.
+
+        Returns:
+            Tokens, ``(M, 1, D)``, the same as the first that ``forward`` gives; or all of them,
+            where a tower saves nothing by it.
+        """
+        return self(frames, camera_code)
 
     @abc.abstractmethod
     def project(self, tokens: Tensor) -> Tensor:

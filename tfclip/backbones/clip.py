@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tfclip import speed
 from tfclip.attention import QuickGELU
 from tfclip.backbones.base import Backbone, Part, patch_grid, unknown_backbone
+from tfclip.backbones.blocks import is_as_built, run_block
 from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError
+from tfclip.merging import Merged
 
 _TRANSFORMER_OPTIONS = ("width", "layers", "heads", "patch_size", "mlp_ratio", "output_dim")
 _RESNET_OPTIONS = ("width", "layers", "heads", "output_dim")
@@ -28,6 +32,8 @@ class CLIPVisionTransformer(Backbone):
         config: Frame size, stride and activation are read from it.
         sizes: open_clip's sizes of the tower, with ``output_dim``.
     """
+
+    merges_tokens = True
 
     def __init__(self, config: TFCLIPConfig, sizes: Mapping[str, Any]) -> None:
         super().__init__()
@@ -56,16 +62,30 @@ class CLIPVisionTransformer(Backbone):
 
     def forward(self, frames: Tensor, camera_code: Tensor | None = None) -> Tensor:
         """Encode frames; see ``Backbone.forward``."""
+        if not speed.is_inference(frames):
+            return self._encode(frames, camera_code)
+        return self._in_pieces(self._encode, frames, camera_code)
+
+    def encode_class(self, frames: Tensor, camera_code: Tensor | None = None) -> Tensor:
+        """Encode frames to their class token alone; see ``Backbone.encode_class``."""
+        if not self.has_class_token:
+            return self(frames, camera_code)
+        run = functools.partial(self._encode, only_class=True)
+        if not speed.is_inference(frames):
+            return run(frames, camera_code)
+        return self._in_pieces(run, frames, camera_code)
+
+    def _in_pieces(
+        self, run: Callable[..., Tensor], frames: Tensor, camera_code: Tensor | None
+    ) -> Tensor:
+        size = speed.frames_at_once(frames, 4 * self.width, 1 + math.prod(self.grid))
+        return speed.in_pieces(run, size, frames, camera_code)
+
+    def _encode(
+        self, frames: Tensor, camera_code: Tensor | None, only_class: bool = False
+    ) -> Tensor:
         tower = self.tower
-        patches = rearrange(tower.conv1(frames), "m d h w -> m (h w) d")
-        class_token = tower.class_embedding.expand(frames.shape[0], -1)
-        if camera_code is not None and self.has_class_token:
-            class_token = class_token + camera_code
-        elif camera_code is not None:
-            patches = patches + camera_code[:, None]
-        tokens = torch.cat([class_token[:, None].to(patches.dtype), patches], dim=1)
-        tokens = tower.ln_pre(tokens + tower.positional_embedding.to(tokens.dtype))
-        tokens = tower.transformer(tokens)
+        tokens = self._run_blocks(self._embed(frames, camera_code), only_class)
         if self.has_class_token:
             return tower.ln_post(tokens)
         # CLIPA reads out the mean of its patches; some of its towers normalise it, not the tokens.
@@ -74,6 +94,33 @@ class CLIPVisionTransformer(Backbone):
         if tower.final_ln_after_pool:
             pooled = tower.ln_post(tokens[:, 1:].mean(1))
         return torch.cat([pooled[:, None], normed], dim=1)
+
+    def _embed(self, frames: Tensor, camera_code: Tensor | None) -> Tensor:
+        """Return what goes into the first block, (M, N, D)."""
+        tower = self.tower
+        patches = rearrange(tower.conv1(frames), "m d h w -> m (h w) d")
+        class_token = tower.class_embedding.expand(frames.shape[0], -1)
+        if camera_code is not None and self.has_class_token:
+            class_token = class_token + camera_code
+        elif camera_code is not None:
+            patches = patches + camera_code[:, None]
+        tokens = torch.cat([class_token[:, None].to(patches.dtype), patches], dim=1)
+        return tower.ln_pre(tokens + tower.positional_embedding.to(tokens.dtype))
+
+    def _run_blocks(self, tokens: Tensor, only_class: bool) -> Tensor:
+        transformer = self.tower.transformer
+        merging = self.merged_tokens > 0
+        if not (merging or speed.is_inference(tokens)) or not all(
+            map(is_as_built, transformer.resblocks)
+        ):
+            return transformer(tokens)[:, :1] if only_class else transformer(tokens)
+        last = len(transformer.resblocks) - 1
+        merged = Merged(tokens)
+        for i, block in enumerate(transformer.resblocks):
+            merged = run_block(
+                block, merged, merge=self.merged_tokens, only_class=only_class and i == last
+            )
+        return merged.values if only_class else merged.unmerge()
 
     def project(self, tokens: Tensor) -> Tensor:
         """Multiply every token by the projection matrix."""
