@@ -97,20 +97,18 @@ class FeedForward(nn.Sequential):
     def __init__(self, dim: int) -> None:
         super().__init__(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map each token, ``(..., D)``."""
-        first, _, second = self
-        if not speed.is_inference(x) or speed.is_watched(self):
-            return super().forward(x)
-        return speed.run(second, speed.quick_gelu(speed.run(first, x)))
+        if not speed.is_inference(input) or speed.is_watched(self):
+            return super().forward(input)
+        return speed.run(self[2], speed.quick_gelu(speed.run(self[0], input)))
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean of the mapped tokens: ``(..., N, D)`` to ``(..., D)``.
 
         The last layer is linear, so the mean may come before it: N times less work there.
         """
-        first, _, second = self
-        return second(speed.quick_gelu(speed.run(first, x)).mean(-2))
+        return self[2](speed.quick_gelu(speed.run(self[0], x)).mean(-2))
 
 
 def check_heads(dim: int, num_heads: int) -> None:

@@ -222,6 +222,7 @@ def _describe(
             "sampling": sampling,
             "cameras": use_cameras,
             "dtype": str(model.dtype).removeprefix("torch."),
+            **({"merged_tokens": merged} if (merged := model.backbone.merged_tokens) else {}),
             "tfclip": __version__,
             **reading.settings(),
         },

@@ -115,11 +115,10 @@ def _move(x: Tensor, gone: Tensor, stays: Tensor, partners: Tensor) -> Tensor:
 
 def _places(number: int, gone: Tensor, stays: Tensor, partners: Tensor) -> Tensor:
     """Return where each of ``number`` tokens is afterwards, (M, number)."""
-    places = torch.arange(number, device=gone.device).expand(len(gone), number)
-    now_odd = stays.shape[1] + torch.arange(number // 2, device=gone.device).expand(len(gone), -1)
-    even = places[:, ::2].scatter(1, stays, places[:, : stays.shape[1]])
-    even = even.scatter(1, gone, stays.shape[1] + partners)
-    # Even and odd places take turns again; the even have one more when the number is odd.
-    return torch.empty_like(places, memory_format=torch.contiguous_format).index_copy(
-        1, places[0, ::2], even
-    ).index_copy(1, places[0, 1::2], now_odd)
+    after = torch.empty(len(gone), number, dtype=torch.long, device=gone.device)
+    rank = torch.arange(number, device=gone.device).expand(len(gone), number)
+    num_stay = stays.shape[1]
+    even = torch.empty_like(after[:, ::2]).scatter(1, stays, rank[:, :num_stay])
+    after[:, ::2] = even.scatter(1, gone, num_stay + partners)
+    after[:, 1::2] = num_stay + rank[:, : number // 2]
+    return after

@@ -23,7 +23,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from tfclip import encoding, hub
+from tfclip import encoding, hub, precision, speed
 from tfclip.backbones import build_backbone
 from tfclip.config import TFCLIPConfig
 from tfclip.diffusion import mean_over_frames
@@ -95,6 +95,7 @@ class TFCLIP(nn.Module):
             "projected": projected_width,
             "temporal": self.temporal.width,
         }
+        self._compiled_frames = 0  # as many as the compiled tower takes at once; 0 is not compiled
         self.necks = nn.ModuleDict()
         if config.neck == "after":
             for part in config.descriptor:
@@ -178,9 +179,32 @@ class TFCLIP(nn.Module):
             Tokens, ``(M, N, D)``; ``(M, 1, D)``, the class token alone, when the descriptor needs
             no other and the tower can leave the others out.
         """
+        if self._compiled_frames:
+            return speed.in_padded_pieces(
+                self.backbone, self._compiled_frames, frames, camera_codes
+            )
         if "temporal" in self.config.descriptor and self.temporal.reads_tokens:
             return self.backbone(frames, camera_codes)
         return self.backbone.encode_class(frames, camera_codes)
+
+    def compile_tower(self, mode: str | None = None, *, frames: int = 8) -> None:
+        """Let ``torch.compile`` compile the image tower, in place, when it is first used.
+
+        Encoding then gives it pieces of one size, the last one filled up, so that it is compiled
+        once, whatever the tracklets' lengths. docs/speed.md tells where it pays: on a GPU, and
+        not on a CPU.
+
+        Args:
+            mode: Of ``torch.compile``; ``"reduce-overhead"`` records CUDA graphs.
+            frames: Frames in a piece; 64 suits a GPU.
+
+        Raises:
+            ValueError: ``frames`` is less than 1.
+        """
+        if frames < 1:
+            raise ValueError(f"frames must be at least 1, got {frames}")
+        self.backbone.compile(mode=mode)
+        self._compiled_frames = frames
 
     def merge_tokens(self, number: int = 0) -> None:
         """Merge the most alike tokens of a frame as they go through the tower, to save work.
@@ -457,7 +481,7 @@ class TFCLIP(nn.Module):
         name_or_path: str | Path,
         revision: str | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["auto"] | None = None,
     ) -> Self:
         """Load a model in eval mode, every tensor accounted for.
 
@@ -466,13 +490,21 @@ class TFCLIP(nn.Module):
                 bundled model.
             revision: Branch, tag or full commit hash of the repository.
             device: Where to put the model; None is the CPU.
-            dtype: Floating type of the parameters; None is that of the file.
+            dtype: Floating type of the parameters; None is that of the file, ``"auto"`` the one
+                that is fast here, float32 or a half of it: see ``tfclip.precision``.
 
         Raises:
             WeightsError: The weights are missing, damaged, unsafe or of another architecture.
             ConfigError: ``config.json`` is not one of this library's.
+            ValueError: A revision of something that is not on the Hub, a dtype that is not
+                floating-point, or a device that is not there.
+            TypeError: ``dtype`` is no type of torch's.
         """
-        return hub.load(cls, name_or_path, revision=revision, device=device, dtype=dtype)
+        if not isinstance(dtype, (torch.dtype, type(None))) and dtype != "auto":
+            raise TypeError(f"dtype must be a torch.dtype, 'auto' or None, got {dtype!r}")
+        known = None if dtype == "auto" else dtype
+        model = hub.load(cls, name_or_path, revision=revision, device=device, dtype=known)
+        return model.to(precision.choose_dtype(model)) if dtype == "auto" else model
 
     @classmethod
     def from_clip(

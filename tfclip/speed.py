@@ -1,9 +1,9 @@
-"""The arithmetic of inference: the same numbers in fewer passes, by the faster of torch's libraries.
+"""The arithmetic of inference: the same numbers in fewer passes, by torch's faster library.
 
 Nearly all of an encoder's time is products of matrices; the rest should not be seen beside them.
-Everything here is plain torch, changes no weight, and steps aside - ``is_inference`` is False - when
-gradients are recorded, under autocast, and when the model is exported. Figures stand in
-docs/benchmarks.md.
+Everything here is plain torch, changes no weight, and steps aside - ``is_inference`` is False -
+when gradients are recorded, under autocast, and when the model is compiled or exported. Figures
+stand in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -34,12 +35,12 @@ _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight to _Packe
 
 
 def is_inference(x: Tensor) -> bool:
-    """Tell whether ``x`` may be computed on the short way: in place, and by what has no gradient."""
+    """Tell whether ``x`` may be computed the short way: in place, and by what has no gradient."""
     return not (
         torch.is_grad_enabled()
         or torch.is_autocast_enabled(x.device.type)
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()  # or exporting
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
     )
 
 
@@ -61,11 +62,11 @@ def frames_at_once(x: Tensor, width: int, num_tokens: int) -> int:
     """Return how many of the frames ``x``, ``(M, ...)``, to take at once in inference.
 
     Args:
-        x: The frames; on any device but a processor, and for a compiler, it is all of them.
+        x: The frames; on any device but a processor it is all of them.
         width: Numbers that the widest layer gives for each token.
         num_tokens: Tokens of a frame.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu":
         return len(x)
     return max(1, rows_at_once(width, x.dtype) // num_tokens)
 
@@ -90,10 +91,33 @@ def in_pieces(run: Callable[..., Tensor], size: int, *tensors: Tensor | None) ->
         return run(*tensors)
     # Equal pieces: a last one of a single row would cost more than its share.
     size = -(-number // -(-number // size))
-    starts = range(0, number, size)
-    return torch.cat(
-        [run(*(None if x is None else x[start : start + size] for x in tensors)) for start in starts]
-    )
+    pieces = [[None] if x is None else x.split(size) for x in tensors]
+    return torch.cat([run(*piece) for piece in zip_longest(*pieces)])
+
+
+def in_padded_pieces(run: Callable[..., Tensor], size: int, *tensors: Tensor | None) -> Tensor:
+    """Do the same as ``in_pieces``, in pieces that all have the same size: the last is filled up.
+
+    A compiled function, and a CUDA graph above all, is made for one shape. What it returns is
+    copied at once, since the next run of a graph writes to the same memory.
+
+    Example:
+        >>> in_padded_pieces(lambda x: 2 * x, 2, torch.ones(3))
+        tensor([2., 2., 2.])
+    """
+    number = max(len(tensor) for tensor in tensors if tensor is not None)
+    results = []
+    for start in range(0, number, size):
+        pieces = [None if x is None else x[start : start + size] for x in tensors]
+        missing = size - min(size, number - start)
+        padded = [
+            piece
+            if piece is None or not missing
+            else torch.cat([piece, piece[:1].expand(missing, *piece.shape[1:])])
+            for piece in pieces
+        ]
+        results.append(run(*padded)[: size - missing].clone())
+    return torch.cat(results)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -116,12 +140,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if weight.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+    if weight.dtype == torch.bfloat16:
         weight = _packed(weight)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def run(layer: nn.Linear, x: Tensor) -> Tensor:
+def run(layer: nn.Module, x: Tensor) -> Tensor:
     """Run a layer by ``linear``, or by its own forward if somebody has replaced or watches it."""
     if type(layer) is not nn.Linear or is_watched(layer):
         return layer(x)

@@ -35,9 +35,7 @@ def is_as_built(block: nn.Module) -> bool:
     return plain and not speed.is_watched(block)
 
 
-def run_block(
-    block: Any, tokens: Merged, *, merge: int = 0, only_class: bool = False
-) -> Merged:
+def run_block(block: Any, tokens: Merged, *, merge: int = 0, only_class: bool = False) -> Merged:
     """Run one block.
 
     Args:

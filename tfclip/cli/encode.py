@@ -125,6 +125,13 @@ Example:
     faster.add_argument(
         "--resizer", choices=("pillow", "tensor"), default="pillow", help="what resizes (pillow)"
     )
+    faster.add_argument(
+        "--merge-tokens",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="merge N tokens in each block of the tower (0)",
+    )
 
 
 def _path_or_address(text: str) -> Path | str:
@@ -153,6 +160,10 @@ def run(options: argparse.Namespace) -> None:
     )
     tracklets = _read_tracklets(options)
     model, revision, fingerprint = load_model(options)
+    try:
+        model.merge_tokens(options.merge_tokens)
+    except ValueError as error:
+        raise UsageError(f"--merge-tokens: {error}") from error
     start = time.monotonic()
     table = encode_to_file(
         model,
