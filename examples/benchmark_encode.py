@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def reference(model: TFCLIP, frames: Tensor) -> Tensor:
 
 def reference_diffusion(model: TFCLIP, tokens: Tensor) -> Tensor:
     """Relate the frames of each clip: (B, T, N, D) to (B * T, N + 1, D)."""
-    head = model.temporal.diffusion  # type: ignore[attr-defined]
+    head: Any = model.temporal.diffusion
     construct, diffuse = head.constructions[0], head.diffusions[0]
     messages = construct.message(tokens.mean(2))
     messages = messages + attend_plainly(construct.attention, construct.norm(messages))
@@ -82,10 +83,10 @@ def reference_diffusion(model: TFCLIP, tokens: Tensor) -> Tensor:
     return x + second(quick_gelu(first(diffuse.mlp_norm(x))))
 
 
-def attend_plainly(attention: torch.nn.Module, x: Tensor) -> Tensor:
+def attend_plainly(attention: Any, x: Tensor) -> Tensor:
     """Run one of the library's attentions without anything fused."""
-    joint = attention.input_projection(x)  # type: ignore[operator]
-    return attention.output_projection(unfused_attention(joint, attention.num_heads))  # type: ignore
+    joint = attention.input_projection(x)
+    return attention.output_projection(unfused_attention(joint, attention.num_heads))
 
 
 def unfused_attention(joint: Tensor, num_heads: int) -> Tensor:
@@ -219,25 +220,27 @@ def describe_machine(device: str) -> None:
 # --- what is measured
 
 
-@torch.inference_mode()
 def measure_rates(options: argparse.Namespace) -> None:
     """Print frames a second of each way, its ratio to the reference and to the machine's limit."""
     device, ways = options.device, options.ways
     torch.manual_seed(1)
     frames = torch.randn(options.clips, NUM_FRAMES, 3, *TFCLIPConfig().frame_size, device=device)
+    # Built outside of inference mode, as from_pretrained does: its tensors tell when they change.
     rivals = {way: make(way, device) for way in ways}
     rivals |= {f"exported {path}": exported(path) for path in options.exported}
-    truth = make("reference", device)(frames)
-    found = {way: rival(frames) for way, rival in rivals.items()}  # warms up, too
+    truth_of = make("reference", device)
     products = {dtype: product(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     times: dict[object, list[float]] = {}
-    for _ in tqdm(range(options.rounds), unit="round"):
-        for way, rival in rivals.items():
-            times.setdefault(way, []).append(seconds(rival, frames, device=device))
-        for dtype, kinds in products.items():
-            for name, (_, run) in kinds.items():
-                best = min(seconds(run, device=device) for _ in range(5))
-                times.setdefault((dtype, name), []).append(best)
+    with torch.inference_mode():
+        truth = truth_of(frames)
+        found = {way: rival(frames) for way, rival in rivals.items()}  # warms up, too
+        for _ in tqdm(range(options.rounds), unit="round"):
+            for way, rival in rivals.items():
+                times.setdefault(way, []).append(seconds(rival, frames, device=device))
+            for dtype, kinds in products.items():
+                for name, (_, run) in kinds.items():
+                    best = min(seconds(run, device=device) for _ in range(5))
+                    times.setdefault((dtype, name), []).append(best)
     describe_machine(device)
     limits = print_limits(products, times, device)
     print(f"\n{options.clips} clips of {NUM_FRAMES} frames, medians of {options.rounds} rounds")
@@ -306,15 +309,15 @@ def peak_of(way: str, options: argparse.Namespace) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-@torch.inference_mode()
 def print_peak(options: argparse.Namespace) -> None:
     """Encode twice in one way and print the peak memory in MiB."""
     rival = make(options.ways[0], options.device)
     frames = torch.randn(
         options.clips, NUM_FRAMES, 3, *TFCLIPConfig().frame_size, device=options.device
     )
-    for _ in range(2):
-        rival(frames)
+    with torch.inference_mode():
+        for _ in range(2):
+            rival(frames)
     cuda = options.device == "cuda"
     print(torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_mebibytes())
 
@@ -477,7 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--people", type=int, default=100, help="accuracy: to draw")
     parser.add_argument("--frames", type=int, default=5000, help="memory: of the tracklet")
-    parser.add_argument("--sampling", choices=Sampling.__args__, default="dense")
+    parser.add_argument("--sampling", choices=get_args(Sampling), default="dense")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device is here, so nothing was measured")

@@ -87,28 +87,9 @@ class SelfAttention(nn.Module):
         return speed.run(self.output_projection, rearrange(attended, "m h n d -> m n (h d)"))
 
 
-class FeedForward(nn.Sequential):
-    """CLIP's feed-forward network: ``D -> 4D``, QuickGELU, ``4D -> D``.
-
-    Args:
-        dim: Width of the tokens, ``D``.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map each token, ``(..., D)``."""
-        if not speed.is_inference(input) or speed.is_watched(self):
-            return super().forward(input)
-        return speed.run(self[2], speed.quick_gelu(speed.run(self[0], input)))
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of the mapped tokens: ``(..., N, D)`` to ``(..., D)``.
-
-        The last layer is linear, so the mean may come before it: N times less work there.
-        """
-        return self[2](speed.quick_gelu(speed.run(self[0], x)).mean(-2))
+def feed_forward(dim: int) -> nn.Sequential:
+    """Return CLIP's feed-forward network: ``D -> 4D``, QuickGELU, ``4D -> D``."""
+    return nn.Sequential(nn.Linear(dim, 4 * dim), QuickGELU(), nn.Linear(4 * dim, dim))
 
 
 def check_heads(dim: int, num_heads: int) -> None:

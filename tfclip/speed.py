@@ -176,7 +176,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     shape = query.shape
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))
-    scores = torch.bmm(query, key.transpose(1, 2)).mul_(shape[-1] ** -0.5)
+    empty = query.new_empty(1)  # is not read
+    scores = torch.baddbmm(empty, query, key.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         scores = scores.unflatten(0, shape[:2]).add_(bias).flatten(0, 1)
     return torch.bmm(torch.softmax(scores, dim=-1, out=scores), value).unflatten(0, shape[:2])
@@ -186,7 +187,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     """Compute ``x * sigmoid(1.702 x)``, in inference in the memory of ``x`` itself."""
     if not is_inference(x):
         return x * torch.sigmoid(1.702 * x)
-    return x.mul_((x * 1.702).sigmoid_())
+    return x.mul_((1.702 * x).sigmoid_())
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

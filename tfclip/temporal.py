@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfclip.attention import FeedForward, SelfAttention, default_num_heads
+from tfclip import speed
+from tfclip.attention import SelfAttention, default_num_heads, feed_forward
 from tfclip.config import TFCLIPConfig
 from tfclip.diffusion import TemporalMemoryConstruction, TemporalMemoryDiffusion, as_weights
 from tfclip.errors import ConfigError
@@ -93,6 +94,8 @@ class DiffusionHead(TemporalHead):
         self, tokens: Tensor, projected: Tensor, frame_mask: Tensor | None = None
     ) -> Tensor:
         """Diffuse, then average the tokens of each frame."""
+        if speed.is_watched(self.diffusion):
+            return self.diffusion(tokens, frame_mask).mean(2)
         return self.diffusion.mean(tokens, frame_mask)
 
     def stream(self, read_tokens: ReadTokens, weights: Tensor) -> Tensor:
@@ -198,7 +201,7 @@ class _Block(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, num_heads)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim)
+        self.mlp = feed_forward(dim)
 
     def forward(self, x: Tensor, weights: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), weights)

@@ -54,8 +54,7 @@ def run_block(block: Any, tokens: Merged, *, merge: int = 0, only_class: bool = 
     tokens = tokens.replace(speed.add(x, block.ls_1(attended)))
     if merge and not only_class:
         tokens = tokens.merge(key.mean(1), merge)
-    x = tokens.values
-    return tokens.replace(speed.add(x, block.ls_2(_feed_forward(block.mlp, block.ln_2(x)))))
+    return tokens.replace(_feed_forward(block, tokens.values))
 
 
 def _project(
@@ -74,8 +73,9 @@ def _project(
     return rearrange(query, "m n (h d) -> m h n d", h=heads), key, value
 
 
-def _feed_forward(mlp: Any, x: Tensor) -> Tensor:
-    hidden = speed.linear(x, mlp.c_fc.weight, mlp.c_fc.bias)
-    # Only this activation is known to have no further use for its input.
+def _feed_forward(block: Any, x: Tensor) -> Tensor:
+    mlp = block.mlp
+    hidden = speed.linear(block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias)
+    # Of no other activation is it known that nobody needs its input any more.
     hidden = speed.quick_gelu(hidden) if type(mlp.gelu) is QuickGELU else mlp.gelu(hidden)
-    return speed.linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
+    return speed.add(x, block.ls_2(speed.linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)))
