@@ -180,7 +180,7 @@ def test_the_bounds_of_memory_do_not_matter(monkeypatch):
     monkeypatch.setattr("tfclip.functional.reciprocal.ENTRIES", 50)
     monkeypatch.setattr("tfclip.functional.sparse.ENTRIES", 50)
     monkeypatch.setattr("tfclip.functional.reranking._BLOCK_ENTRIES", 300)
-    monkeypatch.setattr("tfclip.functional.neighbours._PAIR_ENTRIES", 40)
+    monkeypatch.setattr("tfclip.functional.products._PAIR_ENTRIES", 40)
     torch.testing.assert_close(k_reciprocal_rerank(queries, gallery), whole, rtol=0, atol=1e-6)
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tfclip.functional.candidates import Labels, number_labels
-from tfclip.functional.neighbours import TILE_ROWS, FeatureDistances, find_neighbours_by_camera
+from tfclip.functional.neighbours import find_neighbours_by_camera
+from tfclip.functional.pairwise import TILE_ROWS, FeatureDistances
 from tfclip.functional.reciprocal import encode_by_camera
 from tfclip.functional.reranking import check_parameters, finish
 

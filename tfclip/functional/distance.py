@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tfclip.functional.products import add_products
+
 Metric = Literal["squared_euclidean", "cosine"]
 
 _ROWS_AT_ONCE = 4_096  # embeddings squared at once
@@ -115,7 +117,7 @@ class DistanceStrips:
         if self._metric == "cosine":
             return torch.mm(queries, gallery.T, out=strip).neg_().add_(1).clamp_(0, 2)
         torch.add(self._query_squares[block, None], self._gallery_squares[columns], out=strip)
-        return strip.addmm_(queries, gallery.T, alpha=-2).clamp_min_(0)
+        return add_products(strip, queries, gallery, -2).clamp_min_(0)
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:

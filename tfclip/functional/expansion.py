@@ -8,7 +8,8 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from tfclip.functional.distance import DistanceStrips, cosine_distance
-from tfclip.functional.neighbours import TILE_ROWS, FeatureDistances, find_neighbours, smallest
+from tfclip.functional.neighbours import find_neighbours, smallest
+from tfclip.functional.pairwise import TILE_ROWS, FeatureDistances
 from tfclip.functional.reranking import check_parameters
 
 _STRIP_ENTRIES = 2**22  # distances of one block of queries: 16 MiB in float32

@@ -7,7 +7,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tfclip.functional.expansion import unit_rows
-from tfclip.functional.neighbours import TILE_ROWS, FeatureDistances, find_neighbours
+from tfclip.functional.neighbours import find_neighbours
+from tfclip.functional.pairwise import TILE_ROWS, FeatureDistances
 from tfclip.functional.reranking import check_parameters
 from tfclip.functional.sparse import SparseRows, rows_from_keys, weighted_sums
 

@@ -3,157 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tfclip.functional.distance import DistanceStrips
+from tfclip.functional.pairwise import TILE_ROWS, Distances, FeatureDistances, cut
+from tfclip.functional.products import bfloat16_is_faster
+from tfclip.functional.shortlist import HalfDistances, RoughDistances, Shortlist, TooManyError
 
-TILE_ROWS = 1024
-"""Rows of a tile by default: enough for a matrix product at full speed."""
 _COLUMNS_PER_ROW = 4  # a tile is wider than high; 16 MiB in float32
+_MANY = 4_096  # rows with which it pays to find out whether bfloat16 does
 _FEW_LISTS = 2  # lengths of a list: merging no more than this is faster than selecting again
-_PAIR_ENTRIES = 2**19  # numbers gathered at once for distances of single pairs: stays in the cache
-
-
-class Distances(Protocol):
-    """Symmetric distances among queries and gallery, stacked in this order."""
-
-    num_queries: int
-    num_rows: int
-
-    def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
-        """Return a tensor of the type and on the device of the distances."""
-        ...
-
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Return ``(B, C)`` distances; they stand where those of the call before stood.
-
-        Neither slice reaches from the queries into the gallery.
-        """
-        ...
-
-    def of_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the distance ``(M,)`` of each pair of rows."""
-        ...
-
-
-class FeatureDistances:
-    """Squared Euclidean distances of embeddings, computed when they are asked for.
-
-    Args:
-        queries: ``(Q, F)``, floating point, finite; half precision is taken to float32.
-        gallery: ``(G, F)``, of the same type and on the same device.
-    """
-
-    def __init__(self, queries: Tensor, gallery: Tensor) -> None:
-        DistanceStrips(queries, gallery, "squared_euclidean")  # says what is wrong with them
-        halves = [
-            each.detach().float() if each.dtype.itemsize < 4 else each.detach()
-            for each in (queries, gallery)
-        ]
-        self._queries, self._gallery = halves
-        self.num_queries = len(queries)
-        self.num_rows = len(queries) + len(gallery)
-        # Not one matrix of all rows, which would be a copy.
-        self._among_queries = DistanceStrips(self._queries, self._queries, "squared_euclidean")
-        self._across = DistanceStrips(self._queries, self._gallery, "squared_euclidean")
-        self._among_gallery = DistanceStrips(self._gallery, self._gallery, "squared_euclidean")
-
-    def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
-        """Return a tensor of the type and on the device of the distances."""
-        return self._queries.new_full(size, value)
-
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Return ``(B, C)`` distances; that of a row to itself is zero, whatever rounding says."""
-        split = self.num_queries
-        if columns.start < split:
-            tile = self._among_queries.of(rows, columns)
-        elif rows.start < split:
-            return self._across.of(rows, slice(columns.start - split, columns.stop - split))
-        else:
-            tile = self._among_gallery.of(
-                slice(rows.start - split, rows.stop - split),
-                slice(columns.start - split, columns.stop - split),
-            )
-        first = max(rows.start, columns.start)
-        last = min(rows.stop, columns.stop)
-        if first < last:
-            own = torch.arange(first, last, device=tile.device)
-            tile[own - rows.start, own - columns.start] = 0
-        return tile
-
-    def of_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the distance ``(M,)`` of each pair of rows."""
-        size = max(1, _PAIR_ENTRIES // self._gallery.shape[1])
-        parts = [
-            (self._gather(first) - self._gather(second)).square_().sum(1)
-            for first, second in zip(rows.split(size), columns.split(size), strict=True)
-        ]
-        return torch.cat(parts) if parts else self._gallery.new_empty(0)
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        of_queries = rows < self.num_queries
-        if not of_queries.any():
-            return self._gallery[rows - self.num_queries]
-        gathered = self._gallery.new_empty(len(rows), self._gallery.shape[1])
-        gathered[of_queries] = self._queries[rows[of_queries]]
-        gathered[~of_queries] = self._gallery[rows[~of_queries] - self.num_queries]
-        return gathered
-
-
-class MatrixDistances:
-    """Distances that somebody else computed.
-
-    Args:
-        queries: ``(Q, Q)`` among queries, symmetric but for rounding; what is below the diagonal
-            is only compared.
-        across: ``(Q, G)`` from queries to gallery.
-        gallery: ``(G, G)`` among the gallery, likewise.
-
-    Raises:
-        TypeError: They are not floating point, or of more than one type.
-        ValueError: Shapes that do not fit, or an entry that is not finite, negative or asymmetric.
-    """
-
-    def __init__(self, queries: Tensor, across: Tensor, gallery: Tensor) -> None:
-        _check_matrices(queries, across, gallery)
-        wide = [
-            each.detach().float() if each.dtype.itemsize < 4 else each.detach()
-            for each in (queries, across, gallery)
-        ]
-        self._queries, self._across, self._gallery = wide
-        self.num_queries = len(queries)
-        self.num_rows = len(queries) + len(gallery)
-
-    def new_full(self, size: tuple[int, ...], value: float) -> Tensor:
-        """Return a tensor of the type and on the device of the distances."""
-        return self._across.new_full(size, value)
-
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Return a view of ``(B, C)`` distances, rows not after columns."""
-        split = self.num_queries
-        if columns.start < split:
-            return self._queries[rows, columns]
-        columns = slice(columns.start - split, columns.stop - split)
-        if rows.start < split:
-            return self._across[rows, columns]
-        return self._gallery[rows.start - split : rows.stop - split, columns]
-
-    def of_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the distance ``(M,)`` of each pair of rows."""
-        first, second = torch.minimum(rows, columns), torch.maximum(rows, columns)
-        values = self._across.new_empty(len(rows))
-        split = self.num_queries
-        for matrix, inside, shifts in (
-            (self._queries, second < split, (0, 0)),
-            (self._across, (first < split) & (second >= split), (0, split)),
-            (self._gallery, first >= split, (split, split)),
-        ):
-            values[inside] = matrix[first[inside] - shifts[0], second[inside] - shifts[1]]
-        return values
 
 
 class Neighbours(NamedTuple):
@@ -184,11 +46,55 @@ def find_neighbours(
         progress: Show a progress bar.
 
     Returns:
-        The neighbours.
+        The neighbours. Of embeddings, which they are does not depend on ``tile_rows``, threads or
+        the precision of the search: distances of single pairs decide.
     """
+    if isinstance(distances, FeatureDistances):
+        for kind in (HalfDistances, RoughDistances) if _half_pays(distances) else (RoughDistances,):
+            try:
+                return _decide(kind(distances), width, across, tile_rows, progress)
+            except TooManyError:
+                continue
     lists = _Lists(distances, min(width, distances.num_rows))
     farthest = _scan(distances, [lists], None, across, tile_rows, progress)
     return Neighbours(lists.indices, lists.values, farthest)
+
+
+def _half_pays(distances: FeatureDistances) -> bool:
+    like = distances.new_full((0,), 0)
+    return (
+        distances.num_rows >= _MANY
+        and like.dtype == torch.float32
+        and like.device.type == "cpu"
+        and bfloat16_is_faster(torch.get_num_threads())
+    )
+
+
+def _decide(
+    rough: RoughDistances,
+    width: int,
+    across: Tensor | None,
+    tile_rows: int,
+    progress: bool,
+) -> Neighbours:
+    """Look at rough distances, then at those of the pairs that may be nearest or farthest.
+
+    Raises:
+        TooManyError: These are too many.
+    """
+    split, total = rough.exact.num_queries, rough.exact.num_rows
+    shortlist = Shortlist(rough, min(width, total))
+    with tqdm(total=total, unit="row", desc="neighbours", disable=not progress) as bar:
+        for rows, columns in _tiles(split, total, tile_rows):
+            if across is not None and rows.start < split <= columns.start:
+                tile = rough.exact.tile(rows, columns)
+                across[rows, columns.start - split : columns.stop - split] = tile
+            else:
+                tile = rough.tile(rows, columns)
+            shortlist.add(rows, columns, tile)
+            if columns.stop == total:
+                bar.update(rows.stop - rows.start)
+    return Neighbours(*shortlist.decide())
 
 
 def find_neighbours_by_camera(
@@ -330,61 +236,9 @@ def _places(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tiles(split: int, total: int, height: int) -> Iterator[tuple[slice, slice]]:
     """Cut the triangle on and above the diagonal into tiles, none across the split."""
-    blocks = [*_cut(0, split, height), *_cut(split, total, height)]
+    blocks = [*cut(0, split, height), *cut(split, total, height)]
     for rows in blocks:
         yield rows, rows
-        yield from (
-            (rows, columns) for columns in _cut(rows.stop, split, _COLUMNS_PER_ROW * height)
-        )
+        yield from ((rows, columns) for columns in cut(rows.stop, split, _COLUMNS_PER_ROW * height))
         after = max(rows.stop, split)
-        yield from ((rows, columns) for columns in _cut(after, total, _COLUMNS_PER_ROW * height))
-
-
-def _cut(first: int, last: int, size: int) -> Iterator[slice]:
-    for start in range(first, last, size):
-        yield slice(start, min(start + size, last))
-
-
-def _check_matrices(queries: Tensor, across: Tensor, gallery: Tensor) -> None:
-    shapes = [tuple(each.shape) for each in (queries, across, gallery)]
-    if across.ndim != 2 or 0 in across.shape:
-        raise ValueError(
-            "distance_qg must be (Q, G) with at least one query and one gallery row, "
-            f"got shape {shapes[1]}"
-        )
-    for name, matrix, size in (
-        ("distance_qq", queries, shapes[1][0]),
-        ("distance_qg", across, None),
-        ("distance_gg", gallery, shapes[1][1]),
-    ):
-        if size is not None and matrix.shape != (size, size):
-            raise ValueError(
-                f"{name} must be ({size}, {size}) to fit distance_qg of shape {shapes[1]}, "
-                f"got shape {tuple(matrix.shape)}"
-            )
-        if not matrix.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {matrix.dtype}")
-        if matrix.dtype != across.dtype:
-            raise TypeError(
-                f"{name} must have the type of distance_qg, got {matrix.dtype} and {across.dtype}"
-            )
-        low, high = matrix.detach().aminmax()  # NaN wins both
-        if not (low >= 0 and high.isfinite()):
-            wrong = low if not low >= 0 else high
-            raise ValueError(f"{name} must be finite and not negative, got {wrong.item()}")
-        if size is not None:
-            _check_symmetric(name, matrix.detach(), float(high))
-
-
-def _check_symmetric(name: str, matrix: Tensor, high: float) -> None:
-    tolerance = high * 100 * torch.finfo(matrix.dtype).eps
-    for rows in _cut(0, len(matrix), TILE_ROWS):
-        for columns in _cut(rows.start, len(matrix), TILE_ROWS):
-            apart = (matrix[rows, columns] - matrix[columns, rows].T).abs()
-            if apart.max() > tolerance:
-                i, j = (apart > tolerance).nonzero()[0].tolist()
-                i, j = i + rows.start, j + columns.start
-                raise ValueError(
-                    f"{name} must be symmetric, got {matrix[i, j].item()} in row {i}, column {j} "
-                    f"and {matrix[j, i].item()} in row {j}, column {i}"
-                )
+        yield from ((rows, columns) for columns in cut(after, total, _COLUMNS_PER_ROW * height))

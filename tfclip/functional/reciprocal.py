@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfclip.functional.neighbours import Distances, Neighbours
+from tfclip.functional.neighbours import Neighbours
+from tfclip.functional.pairwise import Distances
 from tfclip.functional.sparse import (
     ENTRIES,
     SparseRows,

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tfclip.functional.neighbours import (
-    TILE_ROWS,
-    Distances,
-    FeatureDistances,
-    MatrixDistances,
-    find_neighbours,
-    smallest,
-)
+from tfclip.functional.neighbours import find_neighbours, smallest
+from tfclip.functional.pairwise import TILE_ROWS, Distances, FeatureDistances, MatrixDistances
 from tfclip.functional.reciprocal import InvertedLists, encode
 from tfclip.functional.sparse import SparseRows
 
