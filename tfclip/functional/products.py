@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 _LARGE = 2**28  # multiplications; below, no choice of a routine pays for being measured
-_TRIAL = 512, 1024, 1024  # rows, columns and width of the products that are timed
+_TRIAL = 512, 512, 1024  # rows, columns and width of the products that are timed
 _CLEARLY = 1.25  # times faster, so that noise in the timing does not decide
 _PAIR_ENTRIES = 2**19  # numbers gathered at once for products of single pairs: stays in the cache
 
@@ -156,7 +156,7 @@ def _seconds(work: Callable[[], Tensor]) -> float:
     """Return the shortest of some times: what else runs on the machine only makes it longer."""
     work()
     spent = []
-    for _ in range(4):
+    for _ in range(3):
         start = time.perf_counter()
         work()
         spent.append(time.perf_counter() - start)

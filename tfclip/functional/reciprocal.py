@@ -12,7 +12,6 @@ from tfclip.functional.sparse import (
     SparseRows,
     parts,
     rows_from_keys,
-    spread,
     stack,
     transposed,
     weighted_sums,
@@ -89,20 +88,30 @@ class InvertedLists:
 
     def jaccard(self, queries: slice) -> Tensor:
         """Return the Jaccard distance ``(B, G)`` of some queries to the gallery, from 0 to 1."""
-        height = queries.stop - queries.start
+        height, width = queries.stop - queries.start, self._num_gallery
         starts = self._weights.starts[queries.start : queries.stop + 1]
-        rows = torch.repeat_interleave(starts[1:] - starts[:-1])
-        columns = self._weights.columns[int(starts[0]) : int(starts[-1])]
-        values = self._weights.values[int(starts[0]) : int(starts[-1])]
-        shared = values.new_zeros(height * self._num_gallery)
-        for part in parts(self._lists.starts[columns + 1] - self._lists.starts[columns]):
-            owner, place = spread(self._lists.starts, columns[part])
-            smaller = torch.minimum(values[part][owner], self._lists.values[place])
-            key = rows[part][owner] * self._num_gallery + self._lists.columns[place]
+        entries = slice(int(starts[0]), int(starts[-1]))
+        columns, values = self._weights.columns[entries], self._weights.values[entries]
+        first = self._lists.starts[columns]
+        lengths = self._lists.starts[columns + 1] - first
+        # Half the memory to go through takes half the time.
+        small = max(height * width, len(self._lists.values)) < 2**31
+        kind = torch.int32 if small else torch.int64
+        line = torch.repeat_interleave(starts[1:] - starts[:-1]).mul_(width).to(kind)
+        rows = self._lists.columns.to(kind)
+        shared = values.new_zeros(height * width)
+        for part in parts(lengths):
+            some = lengths[part]
+            ahead = some.cumsum(0) - some
+            owner = torch.repeat_interleave(some.to(kind))
+            place = torch.arange(len(owner), dtype=kind, device=owner.device)
+            place += (first[part] - ahead).to(kind).index_select(0, owner)
+            smaller = values[part].index_select(0, owner)
+            torch.minimum(smaller, self._lists.values.index_select(0, place), out=smaller)
+            key = line[part].index_select(0, owner).add_(rows.index_select(0, place))
             shared.index_add_(0, key, smaller)
-        shared = shared.view(height, self._num_gallery)
         # Both vectors add up to one, so the greater of each pair add up to two less what is shared.
-        return 1 - shared / (2 - shared)
+        return shared.div_(2 - shared).neg_().add_(1).view(height, width)
 
 
 class _Sets:
