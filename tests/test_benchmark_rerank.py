@@ -34,14 +34,27 @@ def test_the_rivals_are_measured_in_processes_and_growth_is_drawn(
 ):
     pytest.importorskip("matplotlib")
     small = "--queries", "20", "--width", "8"
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), "mars", *small, "--gallery", "200"])
+    monkeypatch.setattr(
+        "sys.argv", [str(SCRIPT), "mars", *small, "--gallery", "200", "--rounds", "1"]
+    )
     benchmark.main()
     text = capsys.readouterr().out
     assert text.startswith("20 x 200 x 8")
     assert "places of whole rankings that hold the same row: 100.000%" in text
-    plot = tmp_path / "growth.png"
+    plot = tmp_path / "growth.svg"
     monkeypatch.setattr(benchmark, "GROWTH", (100,))
     monkeypatch.setattr("sys.argv", [str(SCRIPT), "growth", *small, "--plot", str(plot)])
     benchmark.main()
     assert f"drawn in {plot}" in capsys.readouterr().out
     assert plot.stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_an_index_is_measured_against_the_exact_search(benchmark, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    small = "--queries", "20", "--width", "8", "--gallery", "900"
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "approximate", *small])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["not", "exact", "hnsw", "ivf"]
+    assert "100.0%" in lines[3]

@@ -19,6 +19,7 @@ from tfclip.functional.reranking import (
     k_reciprocal_rerank,
     k_reciprocal_rerank_blocks,
     k_reciprocal_rerank_from_distance,
+    k_reciprocal_rerank_from_topk,
     k_reciprocal_rerank_topk,
 )
 from tfclip.functional.result import QueryScores, RankingResult
@@ -53,6 +54,7 @@ __all__ = [
     "k_reciprocal_rerank",
     "k_reciprocal_rerank_blocks",
     "k_reciprocal_rerank_from_distance",
+    "k_reciprocal_rerank_from_topk",
     "k_reciprocal_rerank_topk",
     "match",
     "neighbour_average",

@@ -15,8 +15,8 @@ TILE_ROWS = 1024
 """Rows of a tile by default: enough for a matrix product at full speed."""
 
 
-class Distances(Protocol):
-    """Symmetric distances among queries and gallery, stacked in this order."""
+class PairDistances(Protocol):
+    """Distances among queries and gallery, stacked in this order, of pairs of rows."""
 
     num_queries: int
     num_rows: int
@@ -25,15 +25,19 @@ class Distances(Protocol):
         """Return a tensor of the type and on the device of the distances."""
         ...
 
+    def of_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the distance ``(M,)`` of each pair of rows, of which the first are ascending."""
+        ...
+
+
+class Distances(PairDistances, Protocol):
+    """Symmetric distances, of pairs and of whole tiles."""
+
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Return ``(B, C)`` distances; they stand where those of the call before stood.
 
         Neither slice reaches from the queries into the gallery.
         """
-        ...
-
-    def of_pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return the distance ``(M,)`` of each pair of rows, of which the first are ascending."""
         ...
 
 
@@ -54,6 +58,7 @@ class FeatureDistances:
         self._queries, self._gallery = halves
         self.num_queries = len(queries)
         self.num_rows = len(queries) + len(gallery)
+        self.width = gallery.shape[1]
         # Two matrices and not one of all rows, which would be a copy.
         squares = []
         for each in halves:
@@ -113,7 +118,7 @@ class FeatureDistances:
         """
         lengths = self._squares.sqrt()
         unit = torch.finfo(self._squares.dtype).eps / 2
-        return (lengths + lengths.max()).square_().mul_(unit * (self._gallery.shape[1] + 8))
+        return (lengths + lengths.max()).square_().mul_(unit * (self.width + 8))
 
 
 class MatrixDistances:

@@ -38,6 +38,20 @@ def add_products(result: Tensor, rows: Tensor, columns: Tensor, factor: float) -
     return result.addmm_(rows, columns.T, alpha=factor)
 
 
+def multiply_halves(rows: Tensor, columns: Tensor, result: Tensor) -> Tensor:
+    """Write the product of every row with every column into ``result``.
+
+    Args:
+        rows: ``(B, F)`` bfloat16.
+        columns: ``(C, F)`` bfloat16.
+        result: ``(B, C)`` bfloat16; sums are of float32 and rounded once.
+
+    Returns:
+        ``result``.
+    """
+    return torch.mm(rows, columns.T, out=result)
+
+
 def pair_products(rows: Tensor, columns: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Multiply some rows with some columns, without the product of all.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tfclip.functional.neighbours import Neighbours
-from tfclip.functional.pairwise import Distances
+from tfclip.functional.pairwise import PairDistances
 from tfclip.functional.sparse import (
     ENTRIES,
     SparseRows,
@@ -18,7 +18,7 @@ from tfclip.functional.sparse import (
 )
 
 
-def encode(distances: Distances, neighbours: Neighbours, k1: int, k2: int) -> SparseRows:
+def encode(distances: PairDistances, neighbours: Neighbours, k1: int, k2: int) -> SparseRows:
     """Return for every row the weights of its k-reciprocal neighbours (Zhong et al., 2017, sec. 3).
 
     Args:
@@ -149,7 +149,9 @@ def _contains(ordered: Tensor, keys: Tensor) -> Tensor:
     return ordered[place] == keys
 
 
-def _weights(distances: Distances, neighbours: Neighbours, sets: _Sets, block: slice) -> SparseRows:
+def _weights(
+    distances: PairDistances, neighbours: Neighbours, sets: _Sets, block: slice
+) -> SparseRows:
     """Return the expanded sets of some rows, weighted and normalised."""
     num_rows = sets.num_rows
     mutual = sets.mutual[block]

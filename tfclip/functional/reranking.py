@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tfclip.functional.approximate import Search, check_search, find_approximately
+from tfclip.functional.neighbour_lists import ListDistances
 from tfclip.functional.neighbours import find_neighbours, smallest
-from tfclip.functional.pairwise import TILE_ROWS, Distances, FeatureDistances, MatrixDistances
+from tfclip.functional.pairwise import (
+    TILE_ROWS,
+    Distances,
+    FeatureDistances,
+    MatrixDistances,
+    PairDistances,
+)
 from tfclip.functional.reciprocal import InvertedLists, encode
 from tfclip.functional.sparse import SparseRows
 
@@ -23,6 +31,7 @@ def k_reciprocal_rerank(
     k2: int = 6,
     lambda_value: float = 0.3,
     *,
+    neighbours: Search = "exact",
     tile_rows: int = TILE_ROWS,
     progress: bool = False,
 ) -> Tensor:
@@ -60,6 +69,8 @@ def k_reciprocal_rerank(
         k1: Neighbours of a row, beside itself; at least 1.
         k2: Rows of which weights are averaged; at least 1.
         lambda_value: Share of the plain distance, from 0 to 1.
+        neighbours: ``"exact"``, or the index of FAISS that finds them, ``"hnsw"`` or ``"ivf"``, for
+            very many rows: it misses some, and a row's greatest d is taken over 4,096 others.
         tile_rows: Rows of which distances are held at once, times four as many columns.
         progress: Show a progress bar.
 
@@ -70,6 +81,7 @@ def k_reciprocal_rerank(
         TypeError: Embeddings that are not floating point or of two types, or ``k1`` or ``k2`` is
             not an integer.
         ValueError: Embeddings of two widths, empty or not finite, or an argument out of range.
+        MissingExtraError: ``neighbours`` needs FAISS, which is not installed.
 
     Example:
         >>> import torch
@@ -78,8 +90,17 @@ def k_reciprocal_rerank(
         tensor([[0.0134, 0.7083, 1.0000]])
     """
     check_parameters(lambda_value, k1=k1, k2=k2, tile_rows=tile_rows)
+    check_search(neighbours)
     distances = FeatureDistances(queries, gallery)
-    return _rerank(distances, k1, k2, lambda_value, tile_rows, progress)
+    if neighbours == "exact":
+        return _rerank(distances, k1, k2, lambda_value, tile_rows, progress)
+    result, done = distances.new_full((len(queries), len(gallery)), 0), 0
+    for block in _rerank_blocks(
+        distances, k1, k2, lambda_value, neighbours, None, tile_rows, progress
+    ):
+        result[done : done + len(block)] = block
+        done += len(block)
+    return result
 
 
 def k_reciprocal_rerank_from_distance(
@@ -137,6 +158,7 @@ def k_reciprocal_rerank_blocks(
     lambda_value: float = 0.3,
     *,
     block_queries: int | None = None,
+    neighbours: Search = "exact",
     tile_rows: int = TILE_ROWS,
     progress: bool = False,
 ) -> Iterator[Tensor]:
@@ -152,6 +174,7 @@ def k_reciprocal_rerank_blocks(
         k2: Rows of which weights are averaged.
         lambda_value: Share of the plain distance, from 0 to 1.
         block_queries: Queries of a block; by default as many as give 4 million distances.
+        neighbours: As in ``k_reciprocal_rerank``.
         tile_rows: Rows of which distances are held at once.
         progress: Show a progress bar.
 
@@ -172,18 +195,11 @@ def k_reciprocal_rerank_blocks(
     check_parameters(lambda_value, k1=k1, k2=k2, tile_rows=tile_rows)
     if block_queries is not None:
         check_parameters(lambda_value, block_queries=block_queries)
+    check_search(neighbours)
     distances = FeatureDistances(queries, gallery)
-    num_queries, num_rows = distances.num_queries, distances.num_rows
-
-    def blocks() -> Iterator[Tensor]:
-        neighbours = find_neighbours(distances, max(k1 + 1, k2), None, tile_rows, progress)
-        lists = InvertedLists(encode(distances, neighbours, k1, k2), num_queries)
-        for block in _blocks(distances, progress, block_queries):
-            plain = distances.tile(block, slice(num_queries, num_rows)).clone()
-            _mix(plain, neighbours.farthest[block], lists.jaccard(block), lambda_value)
-            yield plain
-
-    return blocks()
+    return _rerank_blocks(
+        distances, k1, k2, lambda_value, neighbours, block_queries, tile_rows, progress
+    )
 
 
 def k_reciprocal_rerank_topk(
@@ -194,6 +210,7 @@ def k_reciprocal_rerank_topk(
     lambda_value: float = 0.3,
     *,
     top: int,
+    neighbours: Search = "exact",
     tile_rows: int = TILE_ROWS,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -206,6 +223,7 @@ def k_reciprocal_rerank_topk(
         k2: Rows of which weights are averaged.
         lambda_value: Share of the plain distance, from 0 to 1.
         top: Gallery rows returned for each query; all where there are fewer.
+        neighbours: As in ``k_reciprocal_rerank``.
         tile_rows: Rows of which distances are held at once.
         progress: Show a progress bar.
 
@@ -224,14 +242,81 @@ def k_reciprocal_rerank_topk(
         tensor([[2, 1]])
     """
     check_parameters(lambda_value, top=top)
-    parts = [
-        [each[:, :top] for each in smallest(block, top)]
-        for block in k_reciprocal_rerank_blocks(
-            queries, gallery, k1, k2, lambda_value, tile_rows=tile_rows, progress=progress
-        )
-    ]
-    distances, places = (torch.cat(each) for each in zip(*parts, strict=True))
-    return distances, places
+    blocks = k_reciprocal_rerank_blocks(
+        queries,
+        gallery,
+        k1,
+        k2,
+        lambda_value,
+        neighbours=neighbours,
+        tile_rows=tile_rows,
+        progress=progress,
+    )
+    return _first(blocks, top)
+
+
+def k_reciprocal_rerank_from_topk(
+    indices: Tensor,
+    distances: Tensor,
+    num_queries: int,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    farthest: Tensor | float,
+    top: int,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Re-rank by lists of nearest rows, as an index returns them; see ``k_reciprocal_rerank``.
+
+    What neither of two rows has in its list is as far as the last in the list of the first. So it
+    equals that function where lists hold all rows, and nearly does where they are some times
+    longer than ``k1``.
+
+    Args:
+        indices: ``(M, L)`` int64: for each row, queries and then gallery, its L nearest among all
+            rows, itself included, from the nearest on. Of equal distances, the first in the list
+            is the nearer one.
+        distances: ``(M, L)`` their distances, floating point; squared Euclidean ones for the
+            published result.
+        num_queries: Q, from 1 to M - 1.
+        k1: As in ``k_reciprocal_rerank``, and so on. L is at least ``k1 + 1``, or M.
+        k2: Rows of which weights are averaged; at most L.
+        lambda_value: Share of the plain distance, from 0 to 1.
+        farthest: ``(M,)`` the greatest distance of each row, by which all others are divided, or
+            one number for all. Greater distances count as this one.
+        top: Gallery rows returned for each query; all where there are fewer.
+        progress: Show a progress bar.
+
+    Returns:
+        Their distances, ``(Q, top)``, ascending, and their places in the gallery, ``(Q, top)``
+        int64; of equal distances the lower row comes first.
+
+    Raises:
+        TypeError: ``indices`` are not int64 or ``distances`` not floating point, or a count is not
+            an integer.
+        ValueError: Shapes that do not fit, a row that does not exist or comes twice in a list,
+            distances that are not finite, negative or not ascending, or an argument out of range.
+
+    Example:
+        >>> import torch
+        >>> points = torch.tensor([[0.0], [1.0], [-1.5], [9.0]])
+        >>> d, rows = (points - points.T).square().sort(dim=1, stable=True)
+        >>> k_reciprocal_rerank_from_topk(rows, d, 1, k1=1, k2=1, farthest=d[:, -1], top=2)
+        (tensor([[0.0134, 0.7083]]), tensor([[0, 1]]))
+    """
+    check_parameters(lambda_value, k1=k1, k2=k2, top=top, num_queries=num_queries)
+    lists = ListDistances(indices, distances, num_queries, farthest, max(k1 + 1, k2))
+    inverted = InvertedLists(encode(lists, lists.neighbours, k1, k2), num_queries)
+
+    def blocks() -> Iterator[Tensor]:
+        for block in _blocks(lists, progress):
+            plain = lists.across(block)
+            far = lists.neighbours.farthest[block]
+            _mix(plain, far, inverted.jaccard(block), lambda_value)
+            yield plain
+
+    return _first(blocks(), top)
 
 
 def check_parameters(lambda_value: float, **counts: int) -> None:
@@ -251,7 +336,7 @@ def check_parameters(lambda_value: float, **counts: int) -> None:
 
 
 def finish(
-    distances: Distances,
+    distances: PairDistances,
     result: Tensor,
     farthest: Tensor,
     weights: SparseRows,
@@ -275,14 +360,44 @@ def _rerank(
     return finish(distances, result, neighbours.farthest, weights, lambda_value, progress)
 
 
+def _rerank_blocks(
+    distances: FeatureDistances,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    search: Search,
+    block_queries: int | None,
+    tile_rows: int,
+    progress: bool,
+) -> Iterator[Tensor]:
+    num_queries, num_rows, width = distances.num_queries, distances.num_rows, max(k1 + 1, k2)
+    if search == "exact":
+        neighbours = find_neighbours(distances, width, None, tile_rows, progress)
+    else:
+        neighbours = find_approximately(distances, width, search, progress)
+    lists = InvertedLists(encode(distances, neighbours, k1, k2), num_queries)
+    for block in _blocks(distances, progress, block_queries):
+        plain = distances.tile(block, slice(num_queries, num_rows)).clone()
+        _mix(plain, neighbours.farthest[block], lists.jaccard(block), lambda_value)
+        yield plain
+
+
+def _first(blocks: Iterator[Tensor], top: int) -> tuple[Tensor, Tensor]:
+    """Return the smallest of each row of some blocks, and where they stand."""
+    parts = [[each[:, :top] for each in smallest(block, top)] for block in blocks]
+    distances, places = (torch.cat(each) for each in zip(*parts, strict=True))
+    return distances, places
+
+
 def _mix(plain: Tensor, farthest: Tensor, jaccard: Tensor, lambda_value: float) -> None:
     """Turn distances ``(B, G)`` into those of the result, in place."""
-    plain.div_(farthest[:, None]).mul_(lambda_value)
+    # Only a greatest distance that was looked for among some rows can be exceeded.
+    plain.div_(farthest[:, None]).clamp_max_(1).mul_(lambda_value)
     plain.add_(jaccard, alpha=1 - lambda_value)
 
 
 def _blocks(
-    distances: Distances, progress: bool, block_queries: int | None = None
+    distances: PairDistances, progress: bool, block_queries: int | None = None
 ) -> Iterator[slice]:
     num_queries = distances.num_queries
     size = block_queries or max(1, _BLOCK_ENTRIES // (distances.num_rows - num_queries))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tfclip.functional.pairwise import FeatureDistances
-from tfclip.functional.products import rounding_of_bfloat16
+from tfclip.functional.products import multiply_halves, rounding_of_bfloat16
 from tfclip.functional.sparse import parts
 
 _ROWS_AT_ONCE = 4_096  # embeddings rounded at once
@@ -90,7 +90,7 @@ class HalfDistances(RoughDistances):
             self._strip, self._products = self._strip.new_empty(size), left.new_empty(size)
         products = self._products[:size].view(len(left), len(right))
         tile = self._strip[:size].view_as(products)
-        torch.mm(left, right.T, out=products)
+        multiply_halves(left, right, products)
         torch.add(self._squares[rows, None], self._squares[columns], out=tile)
         tile.sub_(products, alpha=2)
         return tile.fill_diagonal_(0) if rows == columns else tile
@@ -150,15 +150,11 @@ class Shortlist:
         of_pairs = self._rough.exact.of_pairs
         indices = torch.empty_like(self._nearest, dtype=torch.int64)
         distances = torch.empty_like(self._nearest)
-        places = torch.arange(self._width, device=indices.device)
         for some, rows, columns in self._near.parts(self._is_near):
             values = of_pairs(rows, columns)
-            # Stable, and columns ascend: so of equal distances the lower row comes first.
-            order = values.argsort(stable=True)
-            order = order[rows[order].argsort(stable=True)]
-            counts = (rows - some.start).bincount()
-            chosen = order[(counts.cumsum(0) - counts)[:, None] + places]
-            indices[some], distances[some] = columns[chosen], values[chosen]
+            indices[some], distances[some] = nearest_of_pairs(
+                rows, columns, values, some, self._width
+            )
         farthest = torch.zeros_like(self._farthest)
         for _, rows, columns in self._far.parts(self._is_far):
             farthest.scatter_reduce_(0, rows, of_pairs(rows, columns), "amax")
@@ -223,6 +219,29 @@ class Shortlist:
         both = both.topk(self._width, dim=1, largest=False)[0]
         self._nearest[touched + side.start] = both
         return None
+
+
+def nearest_of_pairs(
+    rows: Tensor, columns: Tensor, values: Tensor, some: slice, width: int
+) -> tuple[Tensor, Tensor]:
+    """Sort the pairs of each row; of equal distances the lower column comes first.
+
+    Args:
+        rows: ``(M,)`` a row of ``some``, ascending.
+        columns: ``(M,)`` ascending within a row.
+        values: ``(M,)`` their distances.
+        some: The rows, each of which has ``width`` pairs or more.
+        width: How many are wanted of each.
+
+    Returns:
+        The columns, ``(B, width)``, and their distances.
+    """
+    order = values.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    counts = (rows - some.start).bincount()
+    places = torch.arange(width, device=rows.device)
+    chosen = order[(counts.cumsum(0) - counts)[:, None] + places]
+    return columns[chosen], values[chosen]
 
 
 class _Log:
