@@ -116,11 +116,11 @@ def test_a_stream_that_sends_only_sound_counts_as_dead():
     sound = _sound_and_one_picture()
     with camera(Act(sound, pause=0.02)) as served:
         live = LiveVideo(
-            url(served), timeout=0.3, retry_delay=0.01, max_retries=0, max_waiting=1000
+            url(served), timeout=0.6, retry_delay=0.01, max_retries=0, max_waiting=1000
         )
         frames, error = receive(live)
     assert len(frames) <= 2
-    assert "no frame that decodes in 0.3 s" in str(error)
+    assert "no frame that decodes in 0.6 s" in str(error)
 
 
 def _sound_and_one_picture() -> bytes:

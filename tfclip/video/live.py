@@ -51,6 +51,8 @@ class LiveVideo:
     stream; its first frame, and one whose stamp jumps by more than ``timeout`` seconds or back, is
     placed by this machine's clock.
 
+    Use it in a ``with`` block: until ``close`` the thread goes on, whoever has forgotten it.
+
     Messages and ``name`` leave out what a URL holds of user, password and query.
 
     Args:
