@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from tfclip.config import TFCLIPConfig
+from tfclip.errors import TableError
 
 TAGS = [
     "person-re-identification",
@@ -24,7 +26,15 @@ _PARTS = {
 }
 
 
-def model_card(config: TFCLIPConfig, widths: Mapping[str, int], name: str) -> str:
+_FIGURES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
+
+
+def model_card(
+    config: TFCLIPConfig,
+    widths: Mapping[str, int],
+    name: str,
+    reports: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Return a model card as the text of a ``README.md``, with the Hub's metadata at its head.
 
     Args:
@@ -33,9 +43,15 @@ def model_card(config: TFCLIPConfig, widths: Mapping[str, int], name: str) -> st
             say that the model is untrained.
         widths: Length of each part of the embedding.
         name: What the card's example loads: a Hub id or a folder.
+        reports: Evaluations of these weights, each as ``EvaluationReport.to_dict`` gives it and
+            ``report.json`` holds it. Their figures stand in the card with their protocol, and as
+            ``model-index`` in its head.
 
     Returns:
         Markdown with a YAML head.
+
+    Raises:
+        TableError: A report lacks what a report has.
 
     Example:
         >>> widths = {"appearance": 768, "projected": 512, "temporal": 768}
@@ -43,7 +59,10 @@ def model_card(config: TFCLIPConfig, widths: Mapping[str, int], name: str) -> st
         >>> [line for line in card.splitlines() if line.startswith("| `[1280:")]
         ['| `[1280:2048]` | temporal | what the temporal head makes of the frames together |']
     """
+    results = [result for report in reports for result in _results(report)]
     metadata = ModelCardData(
+        # Both or neither: the Hub wants a name with results and results with a name.
+        **({"model_name": _short_name(name), "eval_results": results} if results else {}),
         license="mit",
         library_name="tfclip",
         pipeline_tag="image-feature-extraction",
@@ -55,11 +74,87 @@ def model_card(config: TFCLIPConfig, widths: Mapping[str, int], name: str) -> st
         _usage(name),
         _vector(config, widths),
         _preprocessing(config),
+        _measured(reports),
+        _threshold(config),
         _provenance(config),
+        _USES,
         _LIMITS,
         _LICENCE,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _short_name(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _results(report: Mapping[str, Any]) -> list[EvalResult]:
+    """Return the figures of a report as the Hub's metadata has them."""
+    try:
+        dataset, protocol = str(report["dataset"]), str(report["protocol"]["name"])
+        return [
+            EvalResult(
+                task_type="image-feature-extraction",
+                task_name="Video-based person re-identification",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_config=f"{protocol}: {row['name']}",
+                dataset_args={"protocol": str(row["protocol"])},
+                metric_type=key,
+                metric_name=figure,
+                metric_value=round(100 * float(row[key]), 2),
+                metric_config="percent",
+            )
+            for row in report["rows"]
+            for key, figure in _FIGURES.items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TableError(f"reports must be those of tfclip evaluate, check {error}") from error
+
+
+def _measured(reports: Sequence[Mapping[str, Any]]) -> str:
+    if not reports:
+        return (
+            "## Measured\n\nThis card claims no accuracy: nothing was measured when it was written."
+        )
+    lines = ["## Measured", ""]
+    for report in reports:
+        lines += [
+            f"**{report['dataset']}, protocol {report['protocol']['name']}**, in percent:",
+            "",
+        ]
+        lines += ["| row | " + " | ".join(_FIGURES.values()) + " | valid queries |"]
+        lines += ["| --- |" + " ---: |" * (len(_FIGURES) + 1)]
+        for row in report["rows"]:
+            figures = " | ".join(f"{100 * row[key]:.2f}" for key in _FIGURES)
+            lines.append(f"| {row['name']} | {figures} | {row['num_valid_queries']:,} |")
+        protocols = dict.fromkeys(str(row["protocol"]) for row in report["rows"])
+        versions = ", ".join(f"{key} {value}" for key, value in report["versions"].items())
+        fingerprint = report["model"]["fingerprint"]
+        lines += ["", *(f"- {protocol}" for protocol in protocols)]
+        lines += [f"- weights with fingerprint `{fingerprint}`; {versions}", ""]
+    return "\n".join(lines).rstrip()
+
+
+def _threshold(config: TFCLIPConfig) -> str:
+    known = config.calibration
+    if not known:
+        return (
+            "## Threshold\n\nNone was fitted. `tfclip evaluate --fit-threshold` fits one on data "
+            "of yours."
+        )
+    return f"""## Threshold
+
+Two tracklets whose squared Euclidean distance is at most **{known["threshold"]:.4g}** are said to
+match. On the pairs that it was fitted on, {known["num_same"]:,} of one person and
+{known["num_different"]:,} of two persons of {" ".join(str(known["fitted_on"]).split())}:
+
+- false match rate {known["false_match_rate"]:.3g} ({known["asked_false_match_rate"]:.3g} was asked)
+- false non-match rate {known["false_non_match_rate"]:.3g}
+- sampling `{known["sampling"]}`, cameras {"told" if known["cameras"] else "not told"}; weights with
+  fingerprint `{known["fingerprint"]}`
+
+Other cameras, another detector or another country need another threshold."""
 
 
 def _is_untrained(config: TFCLIPConfig) -> bool:
@@ -142,14 +237,20 @@ def _provenance(config: TFCLIPConfig) -> str:
     return "\n".join(["## Where the weights come from", "", *(facts or ["Not stated."])])
 
 
+_USES = """## Intended use
+
+- Finding a person again in the pictures of other cameras, for somebody who may look at those
+  pictures and looks at what is found; research on re-identification.
+- Tracklets of one person each, as a detector and a tracker cut them out."""
+
 _LIMITS = """## Limits
 
 - A distance ranks candidates; it does not say that two people are the same. A threshold has to be
   calibrated on data like yours.
 - The method compares what people look like, their clothes above all: a change of clothes, or two
   people dressed alike, misleads it. A tracklet that jumps to another person gives a mixed vector.
-- This card claims no accuracy. Measure it on your own cameras before you rely on it, also for
-  each group of people that it will be used on: errors need not be equal among them.
+- Measure it on your own cameras before you rely on it, also for each group of people that it will
+  be used on: errors need not be equal among them.
 
 ## Out of scope
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -38,27 +37,22 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tfclip import __version__
+from tfclip.building import build_empty
 from tfclip.card import model_card
 from tfclip.config import TFCLIPConfig
-from tfclip.errors import ConfigError, SaveError, TFCLIPError, WeightsError
+from tfclip.errors import ConfigError, SaveError, TableError, WeightsError
 from tfclip.files import replace_when_done
-from tfclip.tensors import check_weights, load_weights, read_safetensors
-from tfclip.untrusted import one_line
+from tfclip.tensors import load_weights, read_safetensors
 
 if TYPE_CHECKING:
+    from tfclip.evaluation import EvaluationReport
     from tfclip.model import TFCLIP
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
-
-# A model makes its weights by these. While it is built in full it may make as much again, and a
-# frame to try itself on.
-_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand})
-_SPARE_NUMBERS = 2**24
 
 _BUNDLED = Path(__file__).parent / "weights"
 _THIS_FOLDER = "path/to/this/folder"  # what the example in a new README loads
@@ -117,7 +111,7 @@ def load(
     files = find(name_or_path, revision=revision)
     config = _read_config(files)
     tensors = read_safetensors(files.weights)
-    model = _build(cls, config, tensors, files.source)
+    model = build_empty(cls, config, tensors, files.source)
     model = model.to(dtype=dtype or _floating_dtype(tensors))
     load_weights(model, tensors, files.source)
     return model.to(device=device).eval()
@@ -178,70 +172,6 @@ def check_device(device: torch.device | str | None) -> None:
         torch.zeros(1, device=device).item()  # a number, which the meta device has not
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
-
-
-def _build(
-    cls: Callable[[TFCLIPConfig], ModuleT],
-    config: TFCLIPConfig,
-    tensors: Mapping[str, Tensor],
-    source: str,
-) -> ModuleT:
-    """Build a model whose every weight is about to be replaced by these, on the CPU.
-
-    Drawing random weights only to overwrite them takes longer than the rest of loading, so the
-    model is built without storage where that works, and compared before it takes any. Some timm
-    towers need values while they are built, or compute buffers that no file holds; those are built
-    in full, in the memory that such weights account for.
-    """
-    with torch.random.fork_rng(devices=[]):
-        with contextlib.suppress(_BuildError), _building(source), torch.device("meta"):
-            model = cls(config)
-            check_weights(model, tensors, source)
-            if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
-                return model.to_empty(device="cpu")
-        held = sum(tensor.numel() for tensor in tensors.values())
-        with _building(source), torch.device("cpu"), _Bounded(2 * held + _SPARE_NUMBERS):
-            return cls(config)
-
-
-class _BuildError(ConfigError):
-    """The libraries that build a tower refused to."""
-
-
-@contextlib.contextmanager
-def _building(source: str) -> Iterator[None]:
-    """Turn what libraries say of absurd sizes into a sentence about the configuration."""
-    try:
-        yield
-    except TFCLIPError:
-        raise
-    except Exception as error:  # each of timm's towers stumbles in its own way
-        raise _BuildError(
-            f"{source}: no model can be built of its configuration: {one_line(error)}"
-        ) from error
-
-
-class _Bounded(TorchFunctionMode):
-    """Refuses to make tensors that a model with so few weights has no use for.
-
-    Args:
-        most: Numbers that may be made from nothing, in all.
-    """
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._left = most
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _FACTORIES:
-            sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
-            sizes = (kwargs or {}).get("size", sizes)
-            self._left -= math.prod(size for size in sizes if isinstance(size, int))
-            if self._left < 0:
-                raise MemoryError("it asks for far more memory than its weights take")
-        return func(*args, **(kwargs or {}))
 
 
 def _floating_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
@@ -337,7 +267,13 @@ def _reason(error: Exception, repo_id: str, filename: str, revision: str | None)
 # Writing
 
 
-def save(model: TFCLIP, folder: str | Path, *, name: str = _THIS_FOLDER) -> None:
+def save(
+    model: TFCLIP,
+    folder: str | Path,
+    *,
+    name: str = _THIS_FOLDER,
+    reports: Sequence[EvaluationReport | Mapping[str, Any]] = (),
+) -> None:
     """Write a model as ``config.json``, ``model.safetensors`` and ``README.md``.
 
     All three are written before the first takes its place, so a full disk leaves the folder as it
@@ -349,20 +285,43 @@ def save(model: TFCLIP, folder: str | Path, *, name: str = _THIS_FOLDER) -> None
         model: The model.
         folder: Where to; made when missing.
         name: What the example in a new README loads.
+        reports: Evaluations of these very weights, for a new README: what ``tfclip.evaluation``
+            gives, or what its ``report.json`` holds.
 
     Raises:
         SaveError: The folder cannot be written, or the disk is full.
+        TableError: A report is of other weights, or none.
     """
     folder = Path(folder)
+    measured = _reports_of(model, reports)
     config = model.config.to_json()
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     with contextlib.ExitStack() as stack:  # closes, that is renames, in the opposite order
         if not os.path.exists(folder / CARD):  # noqa: PTH110 (what cannot be looked at fails below)
-            card = model_card(model.config, model.part_widths, name)
+            card = model_card(model.config, model.part_widths, name, measured)
             stack.enter_context(replace_when_done(folder / CARD)).write_text(card, "utf-8")
         stack.enter_context(replace_when_done(folder / CONFIG)).write_text(config, "utf-8")
         _write_safetensors(tensors, stack.enter_context(replace_when_done(folder / WEIGHTS)))
         _withdraw_other_config(folder / CONFIG, config)
+
+
+def _reports_of(
+    model: TFCLIP, reports: Sequence[EvaluationReport | Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return reports as plain mappings; a card must not carry figures of other weights."""
+    from tfclip.data.embeddings import model_fingerprint
+
+    plain = [r if isinstance(r, Mapping) else r.to_dict() for r in reports]
+    own = model_fingerprint(model) if plain else ""
+    for report in plain:
+        measured = report.get("model")
+        fingerprint = measured.get("fingerprint") if isinstance(measured, Mapping) else None
+        if fingerprint != own:
+            raise TableError(
+                f"reports must be of these weights, whose fingerprint is {own}, got one of "
+                f"{fingerprint or 'none'}"
+            )
+    return plain
 
 
 def copy_with_config(
@@ -421,6 +380,7 @@ def push(
     revision: str | None = None,
     commit_message: str = "Push model with tfclip",
     token: str | None = None,
+    reports: Sequence[EvaluationReport | Mapping[str, Any]] = (),
 ) -> str:
     """Save a model to the Hub, in one commit.
 
@@ -433,19 +393,21 @@ def push(
         revision: Branch to push to, made from main when missing; None is main.
         commit_message: First line of the commit.
         token: Access token; None is HF_TOKEN or that of ``hf auth login``.
+        reports: Evaluations for a new README, as in ``save``.
 
     Returns:
         The commit's full hash: as ``revision`` it loads these very weights for ever.
 
     Raises:
         SaveError: The Hub cannot be reached or refuses, or the temporary folder cannot be written.
+        TableError: A report is of other weights, or none.
         ValueError: ``repo_id`` is not of the form ``org/name``.
     """
     if not _is_hub_id(repo_id):
         raise ValueError(f"repo_id must be of the form 'org/name', got {repo_id!r}")
     api = HfApi(token=token, library_name="tfclip", library_version=__version__)
     with tempfile.TemporaryDirectory(prefix="tfclip-") as folder:
-        save(model, folder, name=repo_id)
+        save(model, folder, name=repo_id, reports=reports)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:

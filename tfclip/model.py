@@ -532,13 +532,18 @@ class TFCLIP(nn.Module):
 
         return convert.from_clip(cls, name, pretrained, **changes)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card into a folder.
+
+        Args:
+            folder: Where to; made when missing. A model card that is there already stays.
+            options: ``reports`` for the card, as in ``tfclip.hub.save``.
 
         Raises:
             SaveError: A file could not be written; no partial file is left.
+            TableError: A report is of other weights.
         """
-        hub.save(self, folder)
+        hub.save(self, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what ``save_pretrained`` writes; see ``tfclip.hub.push`` for the options.
