@@ -410,6 +410,8 @@ def _read_forged_gallery(folder: Path, name: str) -> None:
     try:
         gallery = json.loads(kept)["gallery"]
         for record in gallery["segments"]:
+            if not record[0].startswith("segment-") or "/" in record[0]:
+                continue  # such as /dev/zero, whose end the fuzzer itself would never see
             data = (folder / "people" / record[0]).read_bytes()
             record[2:] = [len(data), hashlib.sha256(data).hexdigest()]
         index.write_bytes(_forged(gallery))
