@@ -203,7 +203,7 @@ def measure_job(options: argparse.Namespace) -> None:
         )
         watch.stop()
     print(f"{len(tracklets)} tracklets of {lengths.sum()} frames, {spent:.0f} s with all")
-    tenths = watch.tenths(int(lengths.sum()))
+    tenths = watch.tenths()
     for tenth, (rate, memory) in enumerate(tenths, 1):
         print(f"tenth {tenth:2}: {rate:8.0f} frames/s, {memory:5.0f} MiB resident at its end")
     print(f"last tenth: {tenths[-1][0] / tenths[0][0]:.3f} times the rate of the first")
@@ -236,7 +236,7 @@ class Watch(threading.Thread):
         self._stopped.set()
         self.join()
 
-    def tenths(self, total: int) -> list[tuple[float, float]]:
+    def tenths(self) -> list[tuple[float, float]]:
         """Return the rate in each tenth of the frames and the memory at its end."""
         times, frames, memory = (
             np.array(column, float) for column in zip(*self._notes, strict=True)
