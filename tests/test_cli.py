@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tfclip import TFCLIP, TFCLIPConfig, jobs
+from tfclip import TFCLIP, TFCLIPConfig, jobs, precision
 from tfclip.cli import main
 from tfclip.data import EmbeddingTable, read_folder, read_mot
 from tfclip.errors import TableError
@@ -907,3 +907,15 @@ def test_the_demo_shows_the_whole_path(tmp_path, model_folder, capsys):
     assert len(EmbeddingTable.load(out / "embeddings.safetensors")) == 9
     assert width_of(out / "ranked.png") > 500
     assert width_of(out / "cmc.png") > 500
+
+
+def test_precision_and_merging_are_chosen_and_recorded(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "measure", lambda *_: {"float32": 2.0, "bfloat16": 1.0})
+    draw_frames(tmp_path / "crops" / "0001" / "0" / "a", 3, seed=0)
+    out = tmp_path / "out.safetensors"
+    options = ("--dtype", "auto", "--merge-tokens", "1")
+    arguments = ("--out", out, "--model", model_folder, *LAYOUT, *options)
+    assert run("encode", tmp_path / "crops", *arguments) == 0
+    settings = EmbeddingTable.load(out).settings
+    assert (settings["dtype"], settings["merged_tokens"]) == ("bfloat16", 1)
