@@ -194,17 +194,11 @@ def measure_approximate(arguments: argparse.Namespace) -> None:
     plain = evaluate_ranking_topk(nearest, *labels)
     print(f"{'not re-ranked':>14}{'':>26}  {plain.mAP:6.1%}  {plain.rank(1):6.1%}", flush=True)
     for search in arguments.searches:
-        found = {}
         name = "find_neighbours" if search == "exact" else "find_approximately"
         original = getattr(reranking, name)
 
-        def timed(*given: object, original: Callable[..., Any] = original) -> Any:
-            clock = time.perf_counter()
-            found["lists"] = original(*given)
-            found["seconds"] = time.perf_counter() - clock
-            return found["lists"]
-
-        setattr(reranking, name, timed)
+        found: dict[str, Any] = {}
+        setattr(reranking, name, timed(original, found))
         clock = time.perf_counter()
         _, places = k_reciprocal_rerank_topk(
             queries, gallery, K1, K2, LAMBDA, top=TOP, neighbours=search, progress=True
@@ -219,6 +213,18 @@ def measure_approximate(arguments: argparse.Namespace) -> None:
             f"{result.mAP:6.1%}  {result.rank(1):6.1%}",
             flush=True,
         )
+
+
+def timed(search: Callable[..., Any], found: dict[str, Any]) -> Callable[..., Any]:
+    """Return a search that notes what it found and how long it took."""
+
+    def work(*given: object) -> Any:
+        clock = time.perf_counter()
+        found["lists"] = search(*given)
+        found["seconds"] = time.perf_counter() - clock
+        return found["lists"]
+
+    return work
 
 
 def measure_large(arguments: argparse.Namespace) -> None:
@@ -289,15 +295,11 @@ def draw_growth(reports: dict[int, dict[str, float]], arguments: argparse.Namesp
     seconds, shares = column("seconds"), column("product_share")
     left.loglog(sizes, seconds, marker="o", ms=4, color=blue, label="all")
     products = [spent * share for spent, share in zip(seconds, shares, strict=True)]
-    left.loglog(
-        sizes, products, marker="o", ms=3, ls="--", color=grey, label="products of matrices"
-    )
+    thin = {"marker": "o", "ms": 3, "ls": "--", "color": grey}
+    left.loglog(sizes, products, **thin, label="products of matrices")
     left.set(title="time", ylabel="seconds")
     middle.semilogx(sizes, shares, marker="o", ms=4, color=blue, label="share of the time")
-    peak = column("product_of_peak")
-    middle.semilogx(
-        sizes, peak, marker="o", ms=3, ls="--", color=grey, label="of the fastest product"
-    )
+    middle.semilogx(sizes, column("product_of_peak"), **thin, label="of the fastest product")
     middle.set(title="products of matrices", ylim=(0, 1.05))
     middle.yaxis.set_major_formatter(PercentFormatter(1))
     memory = [size / 1024 for size in column("peak_mebibytes")]
@@ -310,11 +312,8 @@ def draw_growth(reports: dict[int, dict[str, float]], arguments: argparse.Namesp
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(
-        arguments.plot,
-        dpi=110,
-        metadata={"Date": None} if str(arguments.plot).endswith("svg") else None,
-    )
+    dated = {"metadata": {"Date": None}} if str(arguments.plot).endswith("svg") else {}
+    figure.savefig(arguments.plot, dpi=110, **dated)
     pyplot.close(figure)
 
 
