@@ -312,8 +312,8 @@ def draw_growth(reports: dict[int, dict[str, float]], arguments: argparse.Namesp
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    dated = {"metadata": {"Date": None}} if str(arguments.plot).endswith("svg") else {}
-    figure.savefig(arguments.plot, dpi=110, **dated)
+    dated = {"Date": None} if str(arguments.plot).endswith("svg") else None
+    figure.savefig(arguments.plot, dpi=110, metadata=dated)
     pyplot.close(figure)
 
 
@@ -352,7 +352,7 @@ def child(arguments: argparse.Namespace) -> None:
     else:
         result = dense_rerank(queries.numpy(), gallery.numpy())
     spent, busy = time.perf_counter() - clock, processor_seconds() - busy
-    peak = peak_mebibytes()
+    peak, product_seconds = peak_mebibytes(), products.stop()
     if arguments.save:
         np.save(arguments.save, result)
     rates = {kind: product_rate(kind) for kind in (torch.float32, torch.bfloat16)}
@@ -364,8 +364,8 @@ def child(arguments: argparse.Namespace) -> None:
         "peak_mebibytes": peak,
         "grown_mebibytes": peak - before,
         "threads": torch.get_num_threads(),
-        "product_share": products.seconds / spent,
-        "product_of_peak": needed / max(1e-9, products.seconds),
+        "product_share": product_seconds / spent,
+        "product_of_peak": needed / max(1e-9, product_seconds),
         "float32_rate": rates[torch.float32],
         "bfloat16_rate": rates[torch.bfloat16],
     }
@@ -381,6 +381,11 @@ class Products:
         self._add, self._multiply = pairwise.add_products, shortlist.multiply_halves
         pairwise.add_products = self.add_products
         shortlist.multiply_halves = self.multiply_halves
+
+    def stop(self) -> float:
+        """Put everything back, and return the seconds that the products took."""
+        pairwise.add_products, shortlist.multiply_halves = self._add, self._multiply
+        return self.seconds
 
     def add_products(
         self, result: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, factor: float
