@@ -26,6 +26,8 @@ if wanted["normalize"]:
     frames = ((frames / 255 - wanted["mean"]) / wanted["std"]).astype(np.float32)
 parts = [frames[start : start + length] for start in range(0, len(frames), length)]
 clips = np.stack([np.resize(part, (length, *part.shape[1:])) for part in parts])  # repeats frames
-embeddings = session.run(None, {"frames": clips.transpose(0, 1, 4, 2, 3)})[0]
-embedding = embeddings.mean(0)
+inputs = {"frames": clips.transpose(0, 1, 4, 2, 3)}
+if about["cameras"]["input"]:
+    inputs["cameras"] = np.full(len(clips), -1)  # not known
+embedding = np.asarray(session.run(["embedding"], inputs)[0]).mean(0)
 print(json.dumps((embedding / np.linalg.norm(embedding)).tolist()))

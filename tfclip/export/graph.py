@@ -32,6 +32,9 @@ class ClipEncoder(nn.Module):
             takes them as ``TFCLIP.forward`` does.
     """
 
+    statistics: Tensor
+    codes: Tensor | None
+
     def __init__(self, model: TFCLIP, pixels: Pixels) -> None:
         super().__init__()
         self.model = model

@@ -173,8 +173,12 @@ def measure_latency(model: TFCLIP, exported: ExportedModel, threads: int) -> Lat
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that take part."""
-    found = {"python": platform.python_version(), "tfclip": __version__}
-    for name in ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino"):
+    found = {
+        "python": platform.python_version(),
+        "tfclip": __version__,
+        "torch": str(torch.__version__),
+    }
+    for name in ("numpy", "onnx", "onnxscript", "onnxruntime", "openvino"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
