@@ -335,7 +335,7 @@ def test_the_gate_passes_what_is_equal(tiny):
 
 def test_the_gate_refuses_answers_that_are_always_the_same_however_alike_people_are(tiny):
     constant = embed(tiny, pixels(1, 8))[0]
-    with pytest.raises(ExportError, match=r"\d+ of 11 drawn people are nearer to another"):
+    with pytest.raises(ExportError, match="8 of 9 drawn people are nearer to another"):
         gate(tiny, lambda embedding: np.tile(constant, (len(embedding), 1)), -1)
 
 
@@ -423,7 +423,7 @@ def test_a_missing_extra_is_one_sentence(tiny, tmp_path, monkeypatch, suffix, pa
 def test_files_that_are_no_exports_are_refused(tmp_path, onnx_file):
     with pytest.raises(ExportError, match="there is no exported model"):
         ExportedModel(tmp_path / "nothing.onnx")
-    with pytest.raises(ExportError, match=r"must end in \.pt2, \.onnx, \.xml"):
+    with pytest.raises(ExportError, match=r"must end in one of \.pt2, \.onnx, \.xml"):
         ExportedModel(tmp_path / "model.pth")
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(onnx_file.read_bytes()[:1000])
