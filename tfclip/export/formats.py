@@ -179,8 +179,7 @@ def _spell_out_attention(program: ExportedProgram) -> ExportedProgram:
     """Replace each fused attention by its two products and the softmax between them.
 
     What OpenVINO 2026.4 makes of a fused one whose sizes vary is wrong on some processors: from 16
-    tokens on in float32, now and then in bfloat16. Its own fusing of these three is right, and no
-    slower for sequences as short as ours.
+    tokens on in float32, now and then in bfloat16. These three it computes rightly.
     """
     fused = torch.ops.aten.scaled_dot_product_attention.default
     return program.run_decompositions({fused: _attention})
