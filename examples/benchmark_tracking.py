@@ -70,7 +70,8 @@ def measure_rate(arguments: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     pool = draw(500, 0)
     for start in range(0, arguments.tracks, 100):  # all are there from the start
-        encoder.update(range(start, min(start + 100, arguments.tracks)), pool[:100], 0.0)
+        ids = range(start, min(start + 100, arguments.tracks))
+        encoder.update(ids, pool[: len(ids)], 0.0)
     print(f"{arguments.model}, {len(encoder)} tracks, {arguments.crops} crops an update")
     print("updates   updates/s   crops/s   tracks' memory   process")
     step, begin = max(1, arguments.updates // 5), time.perf_counter()
@@ -133,7 +134,12 @@ def measure_memory(_: argparse.Namespace) -> None:
     print("model                     window               tokens     most bytes a track")
     for name in (MODEL, "ViT-B-16"):
         model = load(name) if name == MODEL else TFCLIP(TFCLIPConfig()).eval()
-        for window in ({}, {"max_frames": 32}, {"max_frames": 8, "policy": "diverse"}):
+        windows: list[dict[str, Any]] = [
+            {},
+            {"max_frames": 32},
+            {"max_frames": 8, "policy": "diverse"},
+        ]
+        for window in windows:
             for dtype in (None, torch.float16):
                 encoder = TrackletEncoder(model, token_dtype=dtype, **window)
                 most = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,12 +69,14 @@ WINDOWS = [
 def test_any_schedule_of_updates_gives_what_encode_sequence_gives_for_the_kept_frames(
     model, calls, window, batch_frames, normalize, data
 ):
-    cameras = {name: data.draw(st.sampled_from([None, 0, 2]), name) for name in "abc"}
+    cameras: dict[Any, Any] = {
+        name: data.draw(st.sampled_from([None, 0, 2]), name) for name in "abc"
+    }
     gaps = data.draw(st.lists(st.sampled_from([0, 1, 50]), min_size=9, max_size=9))
     encoder = TrackletEncoder(
         model, batch_frames=batch_frames, normalize=normalize, max_age=200, **window
     )
-    crops: dict[str, list[np.ndarray]] = {}
+    crops: dict[Any, list[np.ndarray]] = {}
     time = 0.0
     for place, ids in enumerate(calls):
         time += gaps[place]
@@ -205,7 +208,7 @@ def test_a_diverse_window_lets_no_twin_in(model):
     encoder = TrackletEncoder(model, max_frames=3, policy="diverse")
     for crop in [*crops, crops[0], crops[1], crops[2]]:
         encoder.update(["a"], [crop])
-    kept = encoder.state("a").kept
+    kept = encoder.state("a").kept or ()
     assert sorted(number % 3 for number in kept) == [0, 1, 2]
     assert encoder.state("a").num_used == 6
 
@@ -237,7 +240,7 @@ def test_crops_that_do_not_pass_are_counted_and_do_not_count(model):
 @pytest.mark.parametrize("together", [True, False])
 def test_a_track_without_a_good_crop_is_its_best_one_until_a_good_one_comes(model, together):
     encoder, crops = TrackletEncoder(model, gate=grade), graded(30, 90, 40)
-    calls = [crops] if together else [crops[:1], crops[1:2], crops[2:]]
+    calls, found = ([crops] if together else [crops[:1], crops[1:2], crops[2:]]), {}
     for call in calls:
         found = encoder.update(["a"] * len(call), call)
     close(found["a"], model.encode_sequence(crops[[1]]))
@@ -362,6 +365,7 @@ def test_kept_frames_own_their_memory(model):
     for track in encoder._tracks.values():
         for frame in track.window.clips[0].frames:
             for part in frame:
+                assert part is not None
                 assert part.untyped_storage().nbytes() == part.nbytes
 
 

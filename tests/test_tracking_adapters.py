@@ -6,6 +6,7 @@ The second half runs where a tracker is installed; docs/trackers.md says with wh
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ FRAME = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)  
 BOXES = np.array([[10.0, 5.0, 30.0, 45.0], [40.0, 20.0, 60.0, 60.0]])  # left, top, right, bottom
 
 
-def expected(model, boxes=BOXES, frame=FRAME) -> np.ndarray:
+def expected(model, boxes: Any = BOXES, frame=FRAME) -> np.ndarray:
     """Each box cut by hand, its colours turned round, as a tracklet of one frame."""
     rows = []
     for left, top, right, bottom in np.asarray(boxes).astype(int):
@@ -341,8 +342,7 @@ def test_supervision_and_the_trackers_of_roboflow(model):
     "name", ["botsort", "strongsort", "deepocsort", "boosttrack", "hybridsort"]
 )
 def test_boxmot(model, name):
-    pytest.importorskip("boxmot")
-    import boxmot
+    boxmot = pytest.importorskip("boxmot")
 
     kinds = {kind.lower(): kind for kind in dir(boxmot)}
     encoder = Counting(model)
@@ -356,20 +356,23 @@ def test_boxmot(model, name):
 
 @pytest.mark.filterwarnings("default")
 def test_ultralytics(model):
-    pytest.importorskip("ultralytics")
-    from ultralytics.engine.results import Boxes
-    from ultralytics.trackers.bot_sort import BOTSORT
-    from ultralytics.utils import YAML, IterableSimpleNamespace
-    from ultralytics.utils.checks import check_yaml
+    results = pytest.importorskip("ultralytics.engine.results")
+    trackers = pytest.importorskip("ultralytics.trackers.bot_sort")
+    utils = pytest.importorskip("ultralytics.utils")
+    checks = pytest.importorskip("ultralytics.utils.checks")
 
-    options = {**YAML.load(check_yaml("botsort.yaml")), "with_reid": False, "gmc_method": "none"}
-    tracker = BOTSORT(IterableSimpleNamespace(**options))
+    options = {
+        **utils.YAML.load(checks.check_yaml("botsort.yaml")),
+        "with_reid": False,
+        "gmc_method": "none",
+    }
+    tracker = trackers.BOTSORT(utils.IterableSimpleNamespace(**options))
     tracker.args.with_reid = True
     tracker.args.model = "tfclip"  # anything but "auto", which reads the detector's features
     tracker.encoder = encoder = Counting(model)
     for time, (frame, boxes) in enumerate(walk()):
         rows = np.concatenate([boxes, [[0.9, 0]] * 2], axis=1).astype(np.float32)
-        tracked = tracker.update(Boxes(rows, frame.shape[:2]), frame)
+        tracked = tracker.update(results.Boxes(rows, frame.shape[:2]), frame)
         encoder.update_tracklets(tracked, frame, time)
     check_tracklets(encoder, encoder.calls)
 

@@ -132,7 +132,7 @@ class TrackletEncoder:
         self,
         track_ids: Iterable[Any],
         crops: Iterable[Picture],
-        times: Sequence[float] | float | None = None,
+        times: Sequence[float] | np.ndarray | float | None = None,
         *,
         cameras: Sequence[int | None] | int | None = None,
         channels: Channels = "rgb",

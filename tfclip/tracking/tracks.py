@@ -115,14 +115,14 @@ def check_ids(track_ids: Iterable[Any]) -> list[Hashable]:
     return [check_id(track_id) for track_id in track_ids]
 
 
-def check_id(track_id: Any) -> Hashable:
+def check_id(track_id: Any) -> Any:
     """Return a track id as a plain value: a number of NumPy or torch is that number.
 
     Raises:
         TypeError: It cannot be a key, such as a list.
     """
     if isinstance(track_id, (torch.Tensor, np.ndarray, np.generic)) and not track_id.shape:
-        return track_id.item()  # type: ignore[return-value]
+        return track_id.item()
     try:
         hash(track_id)
         if not isinstance(track_id, torch.Tensor):  # whose hash is its place in memory
