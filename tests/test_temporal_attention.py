@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def tokens():
     return torch.randn(2, 4, 9, 64, generator=torch.Generator().manual_seed(1))
 
 
-def make_diffusion(**options):
+def make_diffusion(**options) -> Any:
     torch.manual_seed(0)
     diffusion = TemporalMemoryDiffusion(64, 2, **options).eval()
     for parameter in diffusion.parameters():  # far from even shares
@@ -64,7 +66,7 @@ def test_shares_are_those_of_the_equations(tokens, weights):
 def test_values_weighted_by_the_shares_are_what_the_forward_adds(tokens, options):
     """With one head and no output map, attention is its shares times its values."""
     torch.manual_seed(0)
-    diffusion = TemporalMemoryDiffusion(64, 1, **options).eval()
+    diffusion: Any = TemporalMemoryDiffusion(64, 1, **options).eval()
     last = diffusion.constructions[-1].attention
     torch.nn.init.eye_(last.output_projection.weight)
     kept = {}

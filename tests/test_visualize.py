@@ -1,6 +1,8 @@
+import dataclasses
 import errno
 import io
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,24 @@ from PIL import Image
 
 from tfclip.data import EmbeddingTable, SyntheticTracklets, Thumbnail, search_table
 from tfclip.errors import MissingExtraError, SaveError
-from tfclip.functional import evaluate_ranking
+from tfclip.functional import Pairs, evaluate_ranking
+from tfclip.temporal_attention import Look
 from tfclip.visualize import (
     Shown,
+    attention_overlay,
     cmc_curves,
     contact_sheet,
     distance_histogram,
     draw_search,
+    embedding_map,
+    project,
+    ranked_cards,
     ranked_list,
+    roc_curves,
     save_figure,
+    write_search_page,
 )
+from tfclip.visualize.maps import _PERPLEXITY, _neighbour_shares
 
 
 def picture(value=0, height=64, width=32):
@@ -232,3 +242,231 @@ def test_a_histogram_of_equal_distances_can_be_drawn():
 def test_a_histogram_of_what_are_no_pairs_is_refused(distance, same, bins, message):
     with pytest.raises(ValueError, match=message):
         distance_histogram(torch.tensor(distance), torch.tensor(same), bins=bins)
+
+
+# --- curves of pairs -----------------------------------------------------------------------------
+
+
+def test_a_roc_curve_goes_through_every_threshold_and_says_its_rates():
+    distance = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    pairs = Pairs(distance, torch.tensor([True, False, True, False]))
+    figure = roc_curves({"$a$": pairs}, title="ROC", note="small")
+    (axes,) = figure.axes
+    curve, chance = axes.lines
+    assert np.asarray(curve.get_xdata()).tolist() == [0.1 / 1.6, 0.1 / 1.6, 0.5, 0.5, 1.0]
+    assert np.asarray(curve.get_ydata()).tolist() == [0, 0.5, 0.5, 1, 1]
+    assert (np.asarray(chance.get_xdata()) == np.asarray(chance.get_ydata())).all()
+    legend = axes.get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["$a$: EER 50.0%", "chance"]  # too few pairs for a rate of 1 %
+    assert axes.get_xscale() == "log"
+    assert "small" in [text.get_text() for text in figure.texts]
+    assert render(figure).std() > 1
+
+
+def test_a_roc_curve_of_enough_pairs_tells_the_rate_at_one_per_cent():
+    distance = torch.cat([torch.tensor([0.0, 2.0]), torch.linspace(1, 2, 100)])
+    pairs = Pairs(distance, torch.tensor([True, True] + [False] * 100))
+    legend = roc_curves({"a": pairs}).axes[0].get_legend()
+    assert legend is not None
+    assert "TPR 50.0% at FPR 1%" in legend.get_texts()[0].get_text()
+
+
+def test_roc_curves_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="results must be at least one"):
+        roc_curves({})
+    with pytest.raises(ValueError, match="none of two persons"):
+        roc_curves({"a": Pairs(torch.tensor([0.1]), torch.tensor([True]))})
+
+
+# --- maps ----------------------------------------------------------------------------------------
+
+
+def test_pca_finds_the_plane_in_which_the_points_lie():
+    places = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()
+    places *= torch.tensor([3.0, 1.0])
+    turned, _ = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))
+    found, shares = project(places.float() @ turned[:2] + 5)
+    # Distances between points are the same; axes are those of the largest spread.
+    torch.testing.assert_close(
+        torch.cdist(found, found), torch.cdist(places, places), atol=1e-4, rtol=1e-4
+    )
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+    covariance = torch.cov(found.T)
+    assert abs(float(covariance[0, 1])) < 1e-4
+    assert covariance[0, 0] > covariance[1, 1]
+
+
+def test_points_on_a_line_and_points_of_one_number_have_a_map():
+    found, shares = project(torch.tensor([[0.0], [1.0], [2.0]]))
+    assert found[:, 0].tolist() == pytest.approx([-1, 0, 1])
+    assert found[:, 1].tolist() == [0, 0, 0]
+    assert shares.tolist() == pytest.approx([1, 0])
+    found, shares = project(torch.ones(3, 4))
+    assert found.abs().max() < 1e-12
+    assert shares.tolist() == [0, 0]
+
+
+def test_tsne_keeps_groups_together_that_pca_cannot_show_apart():
+    """Fifteen groups stand along fifteen axes, of which a plane of PCA shows two."""
+    groups = torch.arange(15).repeat_interleave(12)
+    random = torch.Generator().manual_seed(0)
+    points = 4 * torch.eye(15)[groups] + 0.3 * torch.randn(180, 15, generator=random)
+
+    def worst_ratio(places):
+        """Return the largest distance within a group over the smallest between two."""
+        distance = torch.cdist(places, places)
+        same = groups[:, None] == groups
+        return float(distance[same].max() / distance[~same].min())
+
+    found, shares = project(points, "tsne")
+    assert worst_ratio(found) < 1 < worst_ratio(project(points)[0])
+    assert shares.isnan().all()
+    assert torch.equal(found, project(points, "tsne")[0])  # drawn by lot, but the same lot
+
+
+def test_tsne_gives_every_row_the_same_number_of_neighbours():
+    """The definition, row by row: Gaussians of the width that gives the perplexity."""
+    points = torch.randn(45, 6, generator=torch.Generator().manual_seed(0)).double()
+    squared = torch.cdist(points, points).square()
+    expected = torch.zeros(45, 45).double()
+    for i in range(45):
+        others = [j for j in range(45) if j != i]
+        low, high = 0.0, 100.0
+        for _ in range(80):
+            middle = (low + high) / 2
+            share = torch.exp(-squared[i, others] * middle)
+            share /= share.sum()
+            perplexity = 2 ** float(-(share * share.log2()).nan_to_num(0).sum())
+            low, high = (middle, high) if perplexity > _PERPLEXITY else (low, middle)
+        expected[i, others] = share
+    expected = (expected + expected.T) / (2 * 45)
+    torch.testing.assert_close(_neighbour_shares(squared), expected, atol=1e-9, rtol=1e-6)
+
+
+def test_a_map_has_a_colour_for_each_person_and_a_shape_for_each_camera():
+    embeddings = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    figure = embedding_map(embeddings, ["$a", "$a", "b", None, "b", "b"], [0, 1, 0, 1, 1, None])
+    (axes,) = figure.axes
+    sizes = [len(np.asarray(points.get_offsets())) for points in axes.collections]
+    assert sorted(sizes) == [1, 2, 3]
+    colors = {tuple(c) for points in axes.collections for c in points.get_facecolors().round(3)}  # pyright: ignore
+    assert len(colors) == 3  # two persons, and grey
+    assert [text.get_text() for text in axes.texts] == ["$a", "b"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["camera 0", "camera 1"]
+    assert "1 of unknown ones in grey" in figure.texts[-1].get_text()
+    assert render(figure).std() > 1
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "persons", "method", "message"),
+    [
+        (torch.zeros(3, 2), ["a"], "pca", "persons must be 3, one for each row"),
+        (torch.zeros(1, 2), ["a"], "pca", "at least two rows"),
+        (torch.zeros(2, 2), ["a", "b"], "umap", "method must be one of"),
+        (
+            torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]),
+            ["a", "b"],
+            "pca",
+            "finite, got .* row 1",
+        ),
+    ],
+)
+def test_a_map_of_what_has_no_places_is_refused(embeddings, persons, method, message):
+    with pytest.raises(ValueError, match=message):
+        embedding_map(embeddings, persons, method=method)
+
+
+# --- what the temporal memory looked at ----------------------------------------------------------
+
+
+def look(shares, frame_shares=(0.25, 0.75)):
+    count = len(frame_shares)
+    return Look(
+        pictures=tuple(picture(90) for _ in range(count)),
+        indices=tuple(range(0, 5 * count, 5)),
+        frame_shares=torch.tensor(frame_shares),
+        patch_shares=torch.as_tensor(shares, dtype=torch.float32),
+        between_frames=torch.eye(count),
+    )
+
+
+def test_the_patch_that_was_looked_at_is_bright_and_the_bars_are_the_shares():
+    shares = torch.full((2, 4, 2), 0.01)
+    shares[1, 3, 1] = 0.5
+    figure = attention_overlay(look(shares), title="$Looked$")
+    (axes,) = figure.axes
+    first, first_map, second, second_map, _ = (np.asarray(i.get_array()) for i in axes.images)
+    assert (first == second).all()
+    height, width = second_map.shape[:2]
+    rows, columns = np.nonzero(second_map.sum(2) == second_map.sum(2).max())
+    assert rows.mean() > 0.75 * height  # the last row of patches
+    assert columns.mean() > 0.5 * width
+    assert np.ptp(first_map.astype(int), axis=(0, 1)).max() <= 2  # looked at evenly
+    bars = [bar.get_height() for bar in axes.patches if bar.get_zorder() == 1 and bar.get_fill()]  # pyright: ignore
+    low, high = [height for height in bars if height > 0][-2:]
+    assert high / low == pytest.approx(3)
+    written = texts(figure)
+    assert {"25.0%\nframe 1", "75.0%\nframe 6", "$Looked$"} <= set(written)
+    assert any(text.endswith("x") for text in written)
+    assert render(figure).std() > 1
+
+
+def test_one_frame_looked_at_evenly_can_be_drawn():
+    figure = attention_overlay(look(torch.full((1, 4, 2), 0.1), (1.0,)))
+    assert "100.0%\nframe 1" in texts(figure)
+    assert render(figure).std() > 1
+
+
+def test_a_look_that_does_not_fit_its_frames_is_refused():
+    one = look(torch.full((1, 4, 2), 0.1), (1.0,))
+    with pytest.raises(ValueError, match=r"shares of its 1 frames, .* got 2 of patches"):
+        attention_overlay(dataclasses.replace(one, patch_shares=torch.ones(2, 4, 2)))
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def test_cards_say_what_a_ranked_list_says():
+    query = Shown(picture=picture(), person="7", camera=0, label="asked")
+    results = [
+        Shown(picture=picture(), person=7, camera=0, distance=0.1),
+        Shown(picture=None, person="8", camera=1, distance=0.2),
+        Shown(picture=picture(), distance=0.3),
+    ]
+    _, right, wrong, unknown = ranked_cards(query, results).split("</figure>")[:4]
+    assert 'class="tf-card tf-right tf-same-camera"' in right
+    assert "<b>0.100</b> · cam 0" in right
+    assert 'class="tf-card tf-wrong"' in wrong
+    assert "no picture" in wrong
+    assert 'class="tf-card tf-unknown"' in unknown
+
+
+def test_the_page_of_a_search_needs_nothing_else_and_escapes_names(tmp_path):
+    query = Shown(picture=picture(), person="<script>1</script>", label='"><b>')
+    write_search_page(
+        [(query, [Shown(picture=picture(), label="<a href=x>", distance=0.5)]), (query, [])],
+        tmp_path / "page.html",
+        title="<i>",
+        facts=["<u>"],
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    tags, sources = [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            tags.append(tag)
+            sources.extend(value for name, value in attrs if name in ("src", "href"))
+
+    Reader().feed(page)
+    assert not {"script", "link", "iframe", "a", "i", "u"} & set(tags)
+    assert tags.count("b") == 1  # the distance
+    assert len(sources) == 3
+    assert all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
+    assert "://" not in page
+    assert "Nothing is near enough, or left of the gallery." in page
+    with pytest.raises(ValueError, match="rows must have at least one query"):
+        write_search_page([], tmp_path / "none.html")

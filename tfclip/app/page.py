@@ -179,12 +179,12 @@ def _lay_out(gr: Any, desk: Desk, drawn_files: _DrawnFiles) -> None:
 
     drawn = desk.gallery if isinstance(desk.gallery, DrawnGallery) else DrawnGallery()
     for event in (files.upload, files.delete, files.clear, boxes.upload, boxes.clear):
-        event(show, [files, boxes], shown, **_PRIVATE)
+        event(show, [files, boxes], shown, show_progress_on=sheets, **_PRIVATE)
     asked = [files, boxes, chosen, chosen_model, top, sampling]
-    search.click(run, asked, [results, looked_at], **_PRIVATE)
-    example.click(
-        run_example, [turn, chosen_model, top, sampling], [files, boxes, *shown, turn], **_PRIVATE
-    )
+    search.click(run, asked, [results, looked_at], show_progress_on=results, **_PRIVATE)
+    wanted = [turn, chosen_model, top, sampling]
+    changed = [files, boxes, *shown, turn]
+    example.click(run_example, wanted, changed, show_progress_on=sheets, **_PRIVATE)
 
 
 # No public interface of every button: who wants one has the library.

@@ -57,7 +57,7 @@ def read_upload(files: Sequence[str | Path] | None, boxes: str | Path | None = N
     elif videos:
         found = [Tracklet(name=paths[0].stem, frames=str(paths[0]))]
     else:
-        found = [image_tracklet("the uploaded frames", paths)]
+        found = [image_tracklet("upload", paths)]
     notes = []
     lengths = [len(tracklet.open()) for tracklet in found]
     order = sorted(range(len(found)), key=lambda row: -lengths[row])[:MOST_TRACKLETS]
@@ -74,11 +74,11 @@ def _cut(paths: Sequence[Path], tracklets: Sequence[Tracklet], is_video: bool) -
         return list(tracklets)
     cut = []
     for tracklet in tracklets:
-        indices = tracklet.frame_indices or ()
-        if indices[-1] >= len(paths):
+        last = max(tracklet.frame_indices or (0,))
+        if last >= len(paths):
             raise TableError(
                 f"frames of the boxes must be 1 to {len(paths)}, the uploaded images, "
-                f"got {indices[-1] + 1}"
+                f"got {last + 1}"
             )
         middle = tracklet.thumbnail
         cut.append(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from tfclip.visualize.lists import Canvas
 from tfclip.visualize.style import DPI, EMPTY, INK, MUTED, check_matplotlib
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -23,6 +23,7 @@ _BAR = "#7d93ad"
 # Inches.
 _PICTURE = (0.95, 1.9)
 _GAP = 0.12
+_STEP = _PICTURE[0] + _GAP  # from one frame to the next
 _LEFT = 0.85
 _RIGHT = 0.3
 _BARS = 0.5
@@ -59,46 +60,38 @@ def attention_overlay(look: Look, *, title: str | None = None) -> Figure:
         )
     check_matplotlib()
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
 
     heat = LinearSegmentedColormap.from_list("heat", _HEAT)
     relative = _relative(look.patch_shares)
     highest = max(float(relative.max()), 1.0)
     head = 0.6 if title else 0.2
     # Wide enough for the scale below, however few the frames are.
-    width = max(_LEFT + count * (_PICTURE[0] + _GAP) - _GAP + _RIGHT, 4.7)
+    width = max(_LEFT + count * _STEP - _GAP + _RIGHT, 4.7)
     height = head + 2 * (_PICTURE[1] + _GAP) + _BARS + 0.75
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-
-    def place(left: float, bottom: float, across: float, down: float) -> Axes:
-        return figure.add_axes((left / width, bottom / height, across / width, down / height))
-
-    tops = [height - head - _PICTURE[1], height - head - 2 * _PICTURE[1] - _GAP]
+    canvas = Canvas(width, height)
+    if title:
+        canvas.write(_LEFT, height - 0.32, title, size=12, weight="bold")
+    tops = [height - head, height - head - _PICTURE[1] - _GAP]
+    floor = tops[1] - _PICTURE[1] - _GAP - _BARS  # on which the bars stand
     shares = look.frame_shares.tolist()
-    tallest = max(*shares, 1 / count) * 1.25
+    scale = _BARS / (max(*shares, 1 / count) * 1.25)
     for number, picture in enumerate(look.pictures):
-        left = _LEFT + number * (_PICTURE[0] + _GAP)
+        left = _LEFT + number * _STEP
         fitted = _fit(picture)
         map_ = heat(_enlarge(relative[number] / highest, fitted.shape[:2]))[..., :3]
         mixed = 0.4 * _grey(fitted) / 255 + 0.6 * map_
-        for bottom, pixels in zip(tops, (fitted / 255, mixed), strict=True):
-            axes = place(left, bottom, *_PICTURE)
-            axes.set_axis_off()
-            axes.imshow(pixels, aspect="equal", interpolation="bicubic", vmin=0, vmax=1)
-        bars = place(left, tops[1] - _GAP - _BARS, _PICTURE[0], _BARS)
-        _draw_bar(bars, shares[number], tallest, 1 / count, look.indices[number])
-    labels = ((tops[0] + _PICTURE[1] / 2, "frame"), (tops[1] + _PICTURE[1] / 2, "looked at"))
-    for y, text in (*labels, (tops[1] - _GAP - _BARS / 2, "share of\nthe frame")):
-        style = {"fontsize": 8, "color": MUTED, "ha": "right", "va": "center"}
-        figure.text((_LEFT - 0.12) / width, y / height, text, **style)
-    if title:
-        figure.text(
-            _LEFT / width, 1 - 0.32 / height, title, fontsize=12, weight="bold", color=INK,
-            va="center", parse_math=False,
-        )  # fmt: skip
-    scale = place(_LEFT, 0.22, min(2.2, width - _LEFT - _RIGHT - 1.2), 0.1)
-    _draw_scale(scale, heat, highest)
-    return figure
+        for top, drawn in zip(tops, (fitted, (mixed * 255).astype(np.uint8)), strict=True):
+            canvas.place(drawn, left, top, "none")
+        _draw_bar(canvas, left, floor, shares[number] * scale, scale / count)
+        middle = left + _PICTURE[0] / 2
+        text = f"{shares[number]:.1%}\nframe {look.indices[number] + 1}"
+        canvas.write(middle, floor - 0.05, text, size=7, color=MUTED, ha="center", va="top")
+    style = {"size": 8, "color": MUTED, "ha": "right"}
+    canvas.write(_LEFT - 0.12, tops[0] - _PICTURE[1] / 2, "frame", **style)
+    canvas.write(_LEFT - 0.12, tops[1] - _PICTURE[1] / 2, "looked at", **style)
+    canvas.write(_LEFT - 0.12, floor + _BARS / 2, "share of\nthe frame", **style)
+    _draw_scale(canvas, heat, highest)
+    return canvas.figure
 
 
 def _relative(patch_shares: Tensor) -> np.ndarray:
@@ -127,31 +120,33 @@ def _enlarge(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return enlarged.clip(0, 1)
 
 
-def _draw_bar(axes: Axes, share: float, tallest: float, even: float, index: int) -> None:
-    axes.bar([0], [share], width=0.34, color=_BAR)
-    axes.axhline(even, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
-    axes.set_xlim(-0.5, 0.5)
-    axes.set_ylim(0, tallest)
-    axes.spines[:].set_visible(False)
-    axes.spines["bottom"].set(visible=True, color=EMPTY)
-    axes.set_yticks([])
-    axes.set_xticks([0], [f"{share:.1%}\nframe {index + 1}"])
-    axes.tick_params(labelsize=7, colors=MUTED, length=0)
+def _draw_bar(canvas: Canvas, left: float, floor: float, share: float, even: float) -> None:
+    """Draw the bar of a frame, and where it would end if all frames had the same."""
+    from matplotlib.patches import Rectangle
+
+    across = _PICTURE[0]
+    bar = Rectangle((left + across / 3, floor), across / 3, share, color=_BAR, linewidth=0)
+    canvas.axes.add_patch(bar)
+    ends = [left, left + across]
+    canvas.axes.plot(ends, [floor, floor], color=EMPTY, linewidth=1)
+    level = [floor + even, floor + even]
+    canvas.axes.plot(ends, level, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
 
 
-def _draw_scale(axes: Axes, heat: object, highest: float) -> None:
-    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=heat)  # pyright: ignore
-    axes.set_yticks([])
+def _draw_scale(canvas: Canvas, heat: Any, highest: float) -> None:
+    """Draw what the colours mean, as multiples of the even share."""
+    left, bottom, across, down = _LEFT, 0.22, 2.2, 0.1
+    extent = (left, left + across, bottom, bottom + down)
+    ramp = heat(np.linspace(0, 1, 256))[None, :, :3]
+    canvas.axes.imshow(ramp, extent=extent, aspect="auto", zorder=1)
+    canvas.axes.axis(canvas.limits)  # imshow moves them
     marks = [0.0, 1.0] if highest < 1.15 else [0.0, 1.0, highest]
-    if highest > 9:  # "1" would touch "0"
+    if highest > 9:  # "1x" would touch "0"
         marks = [0.0, highest]
-    axes.set_xticks(
-        [mark / highest * 255 for mark in marks],
-        ["0" if not mark else f"{mark:.2g}x" for mark in marks],
-    )
-    axes.tick_params(labelsize=7, colors=MUTED, length=0, pad=2)
-    axes.spines[:].set_visible(False)
-    axes.text(
-        1.04, 0.5, "1x: the even share of a patch", transform=axes.transAxes, fontsize=7,
-        color=MUTED, va="center",
-    )  # fmt: skip
+    style = {"size": 7, "color": MUTED}
+    for mark in marks:
+        text = f"{mark:.2g}x" if mark else "0"
+        place = left + across * mark / highest
+        canvas.write(place, bottom - 0.04, text, ha="center", va="top", **style)
+    note = "1x: the even share of a patch"
+    canvas.write(left + across + 0.12, bottom + down / 2, note, **style)

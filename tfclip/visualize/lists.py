@@ -93,7 +93,7 @@ def ranked_list(
     height = head + len(rows) * row_height + 0.5
     legend = _legend_entries(rows)
     width = max(_left_of(columns + 1), _legend_width(legend, distance_name) + _MARGIN)
-    canvas = _Canvas(width, height)
+    canvas = Canvas(width, height)
     if title:
         canvas.write(_MARGIN, height - 0.35, title, size=13, weight="bold")
     for column in range(columns + 1):
@@ -203,7 +203,7 @@ def contact_sheet(
     row_height = _PICTURE[1] + 0.27
     head = 0.65 if title else 0.2
     height = head + math.ceil(len(frames) / columns) * row_height + 0.1
-    canvas = _Canvas(2 * _MARGIN + columns * _STEP - (_STEP - _PICTURE[0]), height)
+    canvas = Canvas(2 * _MARGIN + columns * _STEP - (_STEP - _PICTURE[0]), height)
     if title:
         canvas.write(_MARGIN, height - 0.35, title, size=13, weight="bold")
     for number, (frame, label) in enumerate(zip(frames, labels, strict=True)):
@@ -231,7 +231,7 @@ def same_camera(query: Shown, result: Shown) -> bool:
     return query.camera is not None and query.camera == result.camera
 
 
-class _Canvas:
+class Canvas:
     """A white sheet measured in inches from its lower left corner."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -245,6 +245,7 @@ class _Canvas:
         self.axes.axis(self.limits)
 
     def write(self, x: float, y: float, text: str, *, size: float, **style: Any) -> None:
+        """Write text; its left end is at ``x`` and its middle at ``y`` unless ``style`` differs."""
         style = {"color": INK, "va": "center", **style}
         # A name may hold "$", which would begin a formula.
         self.axes.text(x, y, text, fontsize=size, parse_math=False, zorder=3, **style)
@@ -309,6 +310,7 @@ class _Canvas:
         self.write(middle, below, _shorten(label or ""), size=7, color=MUTED, ha="center")
 
     def badge(self, x: float, y: float, color: str) -> None:
+        """Draw the mark of right or wrong."""
         box = {"boxstyle": "circle,pad=0.18", "facecolor": color, "edgecolor": "white"}
         style = {"color": "white", "ha": "center", "weight": "bold", "bbox": box}
         self.write(x, y, _MARKS[color], size=6.5, **style)
@@ -350,7 +352,7 @@ def _distance_note(distance_name: str) -> str:
     return f"{distance_name}: smaller is nearer"
 
 
-def _draw_legend(canvas: _Canvas, entries: Sequence[_Entry], distance_name: str) -> None:
+def _draw_legend(canvas: Canvas, entries: Sequence[_Entry], distance_name: str) -> None:
     from matplotlib.patches import Rectangle
 
     x, y = _MARGIN, 0.25
