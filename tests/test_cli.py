@@ -770,6 +770,20 @@ def test_a_picture_that_cannot_be_written_is_one_line(table, tmp_path, monkeypat
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_search_writes_a_page_of_what_it_found(table, tmp_path, capsys):
+    page = tmp_path / "found.html"
+    assert run("search", table, table, "--top", 2, "--report", page) == 0
+    count = len(EmbeddingTable.load(table))
+    assert f"page of {count} of {count} queries: {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert text.count("tf-row") >= count
+    assert text.count("no picture") == 3 * count  # the query and two results; none has a thumbnail
+    assert "://" not in text
+    assert run("search", table, table, "--report", tmp_path) == 1
+    assert "it is a folder" in capsys.readouterr().err
+
+
 def test_search_refuses_what_cannot_be_compared(table, tmp_path, capsys):
     other = tmp_path / "other.safetensors"
     EmbeddingTable(embeddings=torch.eye(2), names=("x", "y"), model="n", fingerprint="g").save(
