@@ -131,7 +131,12 @@ def test_every_extra_that_a_message_names_exists(project: dict[str, Any]) -> Non
 def test_the_extra_all_holds_every_extra_for_users(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
     (everything,) = extras["all"]
-    assert set(re.findall(r"\w+", everything)) - {"tfclip"} == set(extras) - {"all", "test", "dev"}
+    assert set(re.findall(r"\w+", everything)) - {"tfclip"} == set(extras) - {
+        "all",
+        "browser",
+        "test",
+        "dev",
+    }
 
 
 def test_ruff_has_one_version_here_and_in_pre_commit(project: dict[str, Any]) -> None:

@@ -333,7 +333,7 @@ def test_tsne_gives_every_row_the_same_number_of_neighbours():
     expected = torch.zeros(45, 45).double()
     for i in range(45):
         others = [j for j in range(45) if j != i]
-        low, high = 0.0, 100.0
+        low, high, share = 0.0, 100.0, torch.zeros(44)
         for _ in range(80):
             middle = (low + high) / 2
             share = torch.exp(-squared[i, others] * middle)
