@@ -17,6 +17,7 @@ people. A training step is measured by `benchmark_training.py step`, which takes
 from __future__ import annotations
 
 import argparse
+import importlib
 import resource
 import statistics
 import subprocess
@@ -296,10 +297,10 @@ def least_cosine(found: Tensor, truth: Tensor) -> float:
 
 
 def exported(path: str) -> Encode:
-    """Open a file that ``tfclip.export`` has written, for whichever runtime it is meant."""
-    from tfclip import export  # type: ignore[attr-defined]
-
-    return export.open_exported(path)
+    """Open a file of ``tfclip.export``, which takes normalised frames, in the runtime it is for."""
+    module: Any = importlib.import_module("tfclip.export")
+    run = module.ExportedModel(path, threads=torch.get_num_threads())
+    return lambda frames: torch.from_numpy(np.asarray(run(frames.numpy()), dtype=np.float32))
 
 
 def peak_of(way: str, options: argparse.Namespace) -> float:
