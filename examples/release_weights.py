@@ -148,7 +148,8 @@ def push(repo_id: str, folder: Path, private: bool) -> str:
         operations = [CommitOperationAdd(name, folder / name) for name in FILES]
         commit = api.create_commit(repo_id, operations, commit_message="Release weights")
     except Exception as error:  # of the HTTP library that huggingface_hub uses
-        raise SaveError(f"cannot push to {repo_id}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise SaveError(f"cannot push to {repo_id}: {reason}") from error
     return commit.oid
 
 

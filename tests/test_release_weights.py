@@ -133,6 +133,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield local
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub 2.4 about its own upload
 @pytest.mark.parametrize("large", [False, True])
 def test_push_sends_exactly_these_files_in_one_commit(
     checkpoint: Path, server: Any, monkeypatch: pytest.MonkeyPatch, large: bool
