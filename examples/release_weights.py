@@ -133,7 +133,8 @@ def check_card(path: Path) -> None:
     again = ModelCard(str(card))
     if again.data.to_dict() != card.data.to_dict():
         raise ValueError(f"the metadata of {path} do not survive being read and written")
-    print(f"model card: {len(card.data.eval_results or [])} results, licence {card.data.license}")
+    data: Any = card.data
+    print(f"model card: {len(data.eval_results or [])} results, licence {data.license}")
 
 
 def push(repo_id: str, folder: Path, private: bool) -> str:

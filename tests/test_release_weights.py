@@ -172,7 +172,8 @@ def test_figures_of_a_report_become_results_that_the_hub_reads(
     path.write_text(json.dumps(report_of(fingerprint)))
     assert run(checkpoint, "--report", str(path)) == 0
     card = ModelCard.load(out / "README.md")
-    results = {result.metric_name: result for result in card.data.eval_results or []}
+    data: Any = card.data
+    results = {result.metric_name: result for result in data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == {
         "mAP": 75.0, "rank-1": 50.0, "rank-5": 100.0, "rank-10": 100.0, "mINP": 25.0
     }  # fmt: skip
