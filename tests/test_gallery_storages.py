@@ -308,6 +308,27 @@ def test_the_command_adds_searches_and_forgets(
     assert "entries:     4\n" in capsys.readouterr().out
 
 
+def test_the_command_reranks_as_the_gallery_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries, folder = tmp_path / "queries.safetensors", tmp_path / "g"
+    table(40).save(tmp_path / "all.safetensors")
+    table(5, start=40).save(queries)
+    assert run("add", folder, tmp_path / "all.safetensors") == 0
+    capsys.readouterr()
+    assert run("search", folder, queries, "--top", 6, "--rerank", "k_reciprocal") == 0
+    out = capsys.readouterr().out
+    with Gallery.open(folder, read_only=True) as gallery:
+        found = gallery.search(table(5, start=40), 6, rerank="k_reciprocal")
+        plain = gallery.search(table(5, start=40), 6)
+    lines = [line.split() for line in out.splitlines() if line.startswith("     ")]
+    matches = [match for ids in found for match in ids]
+    assert [line[2] for line in lines] == [match.id for match in matches]
+    assert [line[1] for line in lines] == [f"{match.distance:.4f}" for match in matches]
+    assert [match.distance for match in matches] != [m.distance for ids in plain for m in ids]
+    assert out.endswith("distance: k_reciprocal; smaller is nearer\n")
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table().save(tmp_path / "one.safetensors")
     table(fingerprint="f" * 16, model="n").save(tmp_path / "other.safetensors")
