@@ -185,6 +185,7 @@ def test_every_format_gives_the_models_embeddings(suffix, options, least, tmp_pa
     assert {file.name for file in tmp_path.iterdir()} == names | {f"model{suffix}.json"}
 
 
+@pytest.mark.slow
 def test_reduced_files_are_smaller(onnx_file, tiny, folder):
     small = folder / "int8.onnx"
     report = export_model(tiny, small, quantize="int8")
@@ -194,6 +195,7 @@ def test_reduced_files_are_smaller(onnx_file, tiny, folder):
     assert {"MatMulInteger", "DynamicQuantizeLinear"} <= types
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
 def test_cameras_that_are_not_known_are_part_of_a_graph_without_an_input(tmp_path):
     known = pixels(2, 3)
@@ -201,7 +203,7 @@ def test_cameras_that_are_not_known_are_part_of_a_graph_without_an_input(tmp_pat
         model = seeded(num_cameras=3, unknown_camera=unknown)
         with torch.no_grad():
             assert model.camera_embedding is not None
-            model.camera_embedding += 1  # so that its mean is not nearly nothing
+            model.camera_embedding.add_(1)  # so that its mean is not nearly nothing
         export_model(model, tmp_path / "model.pt2")
         exported = ExportedModel(tmp_path / "model.pt2")
         np.testing.assert_allclose(exported(known), embed(model, known), rtol=0, atol=5e-6)
@@ -302,6 +304,7 @@ def test_the_gate_refuses_weights_that_changed_after_the_export(tiny, tmp_path, 
     assert path.read_text() == "what stood there before"
 
 
+@pytest.mark.slow
 def test_a_lesser_cosine_can_be_accepted_by_hand(tiny, tmp_path, damaged):
     damaged(damage_onnx)
     report = export_model(tiny, tmp_path / "model.onnx", min_cosine=0.5)
@@ -473,6 +476,7 @@ def test_the_small_consumer_resizes_images_as_the_model_does(tiny, onnx_file, tm
     np.testing.assert_allclose(consume(onnx_file, *paths), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
 def test_the_small_consumer_can_normalise_and_knows_no_camera(tmp_path):
     model = seeded(num_cameras=3, unknown_camera="mean")
@@ -507,6 +511,7 @@ def test_the_command_writes_the_bundled_model_and_says_how_well_it_agrees(tmp_pa
     assert (about["model"], about["fingerprint"]) == ("tfclip-tiny", model_fingerprint(tiny))
 
 
+@pytest.mark.slow
 def test_the_command_reports_wrong_usage_and_refused_files(tmp_path, capsys, damaged):
     for arguments in (["m.xyz"], ["m.pt2", "--quantize", "int8"], ["m.onnx", "--cameras"]):
         with pytest.raises(SystemExit) as caught:
