@@ -40,7 +40,7 @@ from tfclip.files import replace_when_done
 from tfclip.functional import RankingResult, evaluate_ranking, squared_euclidean_distance
 from tfclip.memory_building import build_memory
 from tfclip.objective import LOSS_WEIGHTS
-from tfclip.training import Recipe
+from tfclip.training import Recipe, TrainingStep
 
 MODEL = TFCLIPConfig(
     backbone_options={"width": 64, "layers": 3, "heads": 4, "patch_size": 8, "output_dim": 48},
@@ -162,7 +162,8 @@ def run(row: Row, tower: TFCLIP, seed: int, options: argparse.Namespace) -> dict
     optimizer = recipe.optimizer(model, objective)
     schedule = recipe.schedule(optimizer)
     average = torch.optim.swa_utils.AveragedModel(model)
-    state = {"model": model, "objective": objective, "optimizer": optimizer, "average": average}
+    step = TrainingStep(model, objective)
+    state = {"model": model, "step": step, "optimizer": optimizer, "average": average}
     sampler = IdentitySampler(clips.identities, *BATCH.values(), seed=seed, numbered=True)
     loader = DataLoader(clips, batch_sampler=sampler)
     for epoch in range(recipe.epochs):
@@ -173,7 +174,7 @@ def run(row: Row, tower: TFCLIP, seed: int, options: argparse.Namespace) -> dict
     return search(model.eval(), test_set)
 
 
-SETTINGS = argparse.Namespace(bf16=False, accumulate=1)  # of train_epoch
+SETTINGS = argparse.Namespace(bf16=False, accumulate=1, ema=0.0)  # of train_epoch
 
 
 @functools.lru_cache(maxsize=4)

@@ -155,9 +155,9 @@ class MemoryDiffusion(nn.Module):
                 f"got shape {tuple(memory.shape)}"
             )
         rows, memories = tokens.flatten(0, 1), memory.flatten(0, 1)
-        size = len(rows)
-        if speed.is_inference(tokens) and not self.training:
-            size = speed.frames_at_once(rows, 4 * self.dim, tokens.shape[2] + 1)
+        if self.training or not speed.is_inference(tokens):
+            return run(rows, memories).unflatten(0, tokens.shape[:2])
+        size = speed.frames_at_once(rows, 4 * self.dim, tokens.shape[2] + 1)
         return speed.in_pieces(run, size, rows, memories).unflatten(0, tokens.shape[:2])
 
     def _diffuse(self, tokens: Tensor, memory: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ you can read it.
 Example:
   tfclip encode crops/ --layout "{person}/{camera}/{tracklet}" --out gallery.safetensors
   tfclip encode street.mp4 --boxes tracks.txt --camera 0 --out queries.safetensors
-  tfclip encode street.mp4 --boxes tracks.json --classes person --out street.safetensors
 """,
     )
+    command.usage = "%(prog)s SOURCE --out FILE [options]"
     command.set_defaults(resumes=True)
     command.add_argument("source", type=_path_or_address, metavar="SOURCE")
     command.add_argument(

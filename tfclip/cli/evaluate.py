@@ -48,6 +48,7 @@ Example:
   tfclip evaluate --query q/ --gallery g/ --layout "{person}/{camera}/{tracklet}"
 """,
     )
+    command.usage = "%(prog)s [DATASET] [options]"
     command.add_argument("dataset", type=data_set, nargs="?", metavar="DATASET")
     command.add_argument("--root", type=existing, metavar="DIR", help="folder of DATASET")
     command.add_argument("--protocol", metavar="NAME", help="of DATASET; default: its first")

@@ -94,7 +94,7 @@ class _Table:
             return f"{self.address.rpartition('/')[0]}/{text}"
         image = self.path.parent / text
         if not is_file(image):
-            raise TableError(f"{where}: there is no file {image}")
+            raise TableError(f"{where}: there is no file {' '.join(str(image).split())}")
         return str(image)
 
 
@@ -276,6 +276,8 @@ def parse_whole(text: str, name: str, where: str, least: int | None = None) -> i
         raise TableError(f"{where}: {name} must be a whole number, got {text!r}")
     if least is not None and value < least:
         raise TableError(f"{where}: {name} must be at least {least}, got {text}")
+    if abs(value) >= 2**63:
+        raise TableError(f"{where}: {name} must be less than 2**63, got {text}")
     return int(value)
 
 

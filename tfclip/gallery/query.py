@@ -157,7 +157,7 @@ class NewEntries(NamedTuple):
             ids=ids,
             cameras=self.cameras,
             times=self.times,
-            added=np.full(count, added),
+            added=np.full(count, added, dtype=np.float64),
             persons=self.persons,
             metadata=self.metadata,
         )
