@@ -474,3 +474,9 @@ def test_what_pyarrow_says_of_damage_becomes_one_line(tmp_path):
     with pytest.raises(TableError, match="damaged or not a parquet file") as caught:
         read_table(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_line_break_in_a_path_does_not_break_the_message(table):
+    with pytest.raises(TableError, match="there is no file") as caught:
+        read_csv(table('tracklet,path\na,"x\ny.png"\n'))
+    assert "\n" not in str(caught.value)

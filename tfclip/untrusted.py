@@ -48,6 +48,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(text: object) -> str:
+    r"""Return how a message quotes a name: as it is, or escaped where it would break the line.
+
+    Example:
+        >>> printable("a/é.png"), printable("a\nb.png")
+        ('a/é.png', "'a\\nb.png'")
+    """
+    return str(text) if str(text).isprintable() else repr(str(text))
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     r"""Return whether there is such a file; a name that no file can have is none, and no error.
 

@@ -17,7 +17,7 @@ from tfclip.data.tracklets import Box, Thumbnail, Tracklet
 from tfclip.errors import MissingExtraError, TableError
 from tfclip.images import natural_key
 from tfclip.remote import is_address, read_address
-from tfclip.untrusted import is_file, one_line
+from tfclip.untrusted import is_file, one_line, printable
 
 _MAX_ROWS, _BATCH_ROWS = 2**26, 2**8  # of a table; of it in memory at a time
 _BOX_COLUMNS = ("left", "top", "width", "height")
@@ -94,7 +94,7 @@ class _Table:
             return f"{self.address.rpartition('/')[0]}/{text}"
         image = self.path.parent / text
         if not is_file(image):
-            raise TableError(f"{where}: there is no file {' '.join(str(image).split())}")
+            raise TableError(f"{where}: there is no file {printable(image)}")
         return str(image)
 
 
