@@ -215,11 +215,11 @@ def _takes_plain_products(query: Tensor, key: Tensor) -> bool:
     float32. At the few tokens of a frame, two products and a softmax in place take a third of it.
     """
     return (
-        query.dtype == torch.bfloat16
+        is_inference(query)  # first: a trace must not depend on the number of tokens
+        and query.dtype == torch.bfloat16
         and key.shape[-2] <= _FEW_TOKENS
         and _is_x86(query)
         and not _has_amx()
-        and is_inference(query)
     )
 
 
