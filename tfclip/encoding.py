@@ -251,7 +251,7 @@ class StreamEncoder:
 
     def _embed(self, clips: list[_Clip]) -> Tensor:
         """Return the embeddings of a batch of clips, (B, F), float32 on the model's device."""
-        with torch.inference_mode(), _eval_mode(self.model):
+        with torch.inference_mode(), eval_mode(self.model):
             if len(clips) == 1 and self._is_long(clips[0]):
                 return self._embed_long(clips[0])
             lengths = [len(clip.frames) for clip in clips]
@@ -455,8 +455,11 @@ def check_camera(model: TFCLIP, camera: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: TFCLIP) -> Iterator[None]:
+def eval_mode(model: TFCLIP) -> Iterator[None]:
     """Put a model into eval mode for a while."""
+    if not any(module.training for module in model.modules()):
+        yield  # setting it takes longer than running a small model
+        return
     training = model.training
     model.eval()
     try:

@@ -6,10 +6,9 @@ hand is described at any time without the tower.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tfclip.diffusion import mean_over_frames
+from tfclip.encoding import eval_mode
 from tfclip.frames import sample_dense
 from tfclip.preprocess import Preprocess
 
@@ -100,7 +100,7 @@ class ClipDescriber:
         """
         model = self.model
         resized = torch.stack([self.preprocess.resize(crop) for crop in crops])
-        with torch.inference_mode(), _eval_mode(model):
+        with torch.inference_mode(), eval_mode(model):
             pixels = self.preprocess.normalize(resized.to(model.device), dtype=model.dtype)
             codes = model.camera_codes(torch.tensor(cameras), len(cameras))
             tokens = model.backbone(pixels, codes)
@@ -135,7 +135,7 @@ class ClipDescriber:
         if any(count != 1 for each in counts for count in each) or len(set(map(len, counts))) > 1:
             weights = [torch.tensor(each, dtype=torch.float32) for each in counts]
             mask = pad_sequence(weights, batch_first=True).to(model.device)
-        with torch.inference_mode(), _eval_mode(model):
+        with torch.inference_mode(), eval_mode(model):
             frames = {
                 "appearance": _pad([[frame.class_token for frame in clip] for clip in chosen]),
                 "projected": _pad([[frame.projected for frame in clip] for clip in chosen]),
@@ -170,17 +170,3 @@ def crop_key(crop: np.ndarray) -> bytes:
 
 def _pad(rows: list[list[Tensor]]) -> Tensor:
     return pad_sequence([torch.stack(row) for row in rows], batch_first=True)
-
-
-@contextlib.contextmanager
-def _eval_mode(model: TFCLIP) -> Iterator[None]:
-    """Put a model into eval mode for a while."""
-    if not any(module.training for module in model.modules()):
-        yield  # setting it takes longer than running a small model
-        return
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
