@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard, constants, file_download
 from safetensors.torch import load_file, save_file
 
+from tests.hub.hub_server import LocalHub
 from tfclip import TFCLIP, hub
 from tfclip.card import model_card
 from tfclip.checkpoints import file_sha256
@@ -35,7 +36,6 @@ def _load(name: str, path: Path) -> Any:
 
 
 script = _load("tfclip_release_weights", TESTS.parent / "examples" / "release_weights.py")
-hub_server = _load("tfclip_release_hub_server", TESTS / "hub_server.py")
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with hub_server.LocalHub() as local:
+    with LocalHub() as local:
         template = local.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", local.url)
         for module in (constants, file_download):

@@ -17,6 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, file_download
+
 
 @dataclass
 class Repository:
@@ -338,3 +342,19 @@ _ROUTES = [
     (("PUT",), r"/upload/(?P<digest>[0-9a-f]+)", _Handler.upload),
     (("POST",), rf"/api/models/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
 ]
+
+
+def set_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Do what HF_ENDPOINT does when huggingface_hub is imported."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    for module in (constants, file_download):  # versions before 1 have a copy
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
+def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    """Do what HF_HUB_OFFLINE does when huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    reset = getattr(huggingface_hub.utils, "reset_sessions", None)  # versions before 1
+    if reset is not None:
+        reset()
