@@ -1,4 +1,4 @@
-"""Building a model for weights that are at hand, whatever its configuration asks for."""
+"""Building a model without drawing its weights, whatever its configuration asks for."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def build_empty(
         held = sum(tensor.numel() for tensor in tensors.values())
         with _building(source), torch.device("cpu"), _Bounded(2 * held + _SPARE_NUMBERS):
             return cls(config)
+
+
+def part_widths(config: TFCLIPConfig) -> dict[str, int]:
+    """Return the width of each part of the embedding of a model, without storage where it can."""
+    from tfclip.model import TFCLIP  # which imports this module
+
+    with torch.random.fork_rng(devices=[]):
+        with contextlib.suppress(RuntimeError), torch.device("meta"):
+            return TFCLIP(config).part_widths
+        return TFCLIP(config).part_widths  # some timm towers need values while they are built
 
 
 class _BuildError(ConfigError):

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tfclip import __version__
-from tfclip.building import build_empty
+from tfclip.building import build_empty, part_widths
 from tfclip.card import model_card
 from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError, SaveError, TableError, WeightsError
@@ -352,7 +352,7 @@ def copy_with_config(
     text = config.to_json()
     with contextlib.ExitStack() as stack:  # closes, that is renames, in the opposite order
         if not os.path.exists(folder / CARD):  # noqa: PTH110 (what cannot be looked at fails below)
-            card = _card_beside(files) or model_card(config, _part_widths(config), _THIS_FOLDER)
+            card = _card_beside(files) or model_card(config, part_widths(config), _THIS_FOLDER)
             stack.enter_context(replace_when_done(folder / CARD)).write_text(card, "utf-8")
         stack.enter_context(replace_when_done(folder / CONFIG)).write_text(text, "utf-8")
         if not (folder / WEIGHTS).exists() or not files.weights.samefile(folder / WEIGHTS):
@@ -364,12 +364,6 @@ def copy_with_config(
 def _card_beside(files: ModelFiles) -> str | None:
     card = files.config.with_name(CARD)
     return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-
-
-def _part_widths(config: TFCLIPConfig) -> dict[str, int]:
-    from tfclip.model import part_widths  # the model imports this module
-
-    return part_widths(config)
 
 
 def push(

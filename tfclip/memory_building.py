@@ -30,7 +30,7 @@ from tfclip.errors import FrameError, SaveError
 from tfclip.files import replace_when_done
 from tfclip.frames import sample_dense
 from tfclip.memory import CLIPMemory
-from tfclip.model import TFCLIP, part_widths
+from tfclip.model import TFCLIP
 from tfclip.preprocess import Preprocess
 
 Item = TypeVar("Item")
@@ -139,11 +139,7 @@ def sequence_features(
                 features.append(of_frames[torch.tensor(clips)].mean(1).mean(0))
     finally:
         model.train(training)
-    return (
-        torch.stack(features)
-        if features
-        else torch.empty(0, part_widths(model.config)["projected"])
-    )
+    return torch.stack(features) if features else torch.empty(0, model.part_widths["projected"])
 
 
 def _count_identities(identities: Tensor, num_tracklets: int) -> int:

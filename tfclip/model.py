@@ -11,10 +11,8 @@ the table in ``tfclip.convert``; the code is our own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import operator
-import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 
 from tfclip import encoding, hub, precision, speed
 from tfclip.backbones import build_backbone
+from tfclip.checks import check_cameras, check_frame_mask, check_frames
 from tfclip.config import TFCLIPConfig
 from tfclip.diffusion import mean_over_frames
 from tfclip.errors import ConfigError
@@ -101,8 +100,6 @@ class TFCLIP(nn.Module):
             for part in config.descriptor:
                 self.necks[part] = nn.BatchNorm1d(self.part_widths[part])
 
-    # --- sizes -----------------------------------------------------------------------------------
-
     @property
     def embedding_dim(self) -> int:
         """Width of the embedding, ``F``; 2048 for the released ViT-B/16."""
@@ -157,11 +154,13 @@ class TFCLIP(nn.Module):
             ValueError: A shape, a type of numbers, a camera or the mask is wrong.
             TypeError: An argument is no tensor.
         """
-        self._check_frames(frames, frame_mask)
-        codes = self.camera_codes(cameras, len(frames))
-        if frame_mask is not None:  # whatever padding holds, NaN even, must not matter
+        check_frames(frames, self.config.frame_size, self.dtype)
+        if frame_mask is not None:
+            check_frame_mask(frame_mask, *frames.shape[:2])
             absent = (frame_mask <= 0).to(frames.device)
+            # Whatever padding holds, NaN even, must not matter.
             frames = frames.masked_fill(absent[:, :, None, None, None], 0)
+        codes = self.camera_codes(cameras, len(frames))
         num_frames = frames.shape[1]
         if codes is not None:
             codes = repeat(codes, "b d -> (b t) d", t=num_frames)
@@ -280,31 +279,13 @@ class TFCLIP(nn.Module):
         Raises:
             ValueError: A camera is out of range, or the model has no camera table.
         """
-        table = self.camera_embedding
         if cameras is not None:
-            _check_tensor("cameras", cameras)
-        if table is None:
-            if cameras is not None and (cameras >= 0).any():
-                raise ValueError(
-                    "cameras must be None for a model without a camera table (num_cameras 0), "
-                    f"got {cameras.tolist()}"
-                )
+            check_cameras(cameras, batch, self.config.num_cameras)
+        table = self.camera_embedding
+        if table is None or (cameras is None and self.config.unknown_camera == "zero"):
             return None
         if cameras is None:
-            if self.config.unknown_camera == "zero":
-                return None
             return self.config.camera_coefficient * table.mean(0).expand(batch, -1)
-        is_whole = not (cameras.is_floating_point() or cameras.dtype == torch.bool)
-        if cameras.shape != (batch,) or not is_whole:
-            raise ValueError(
-                f"cameras must be whole numbers (B,) = ({batch},), got {cameras.dtype} of shape "
-                f"{tuple(cameras.shape)}"
-            )
-        if cameras.min() < -1 or cameras.max() >= len(table):
-            raise ValueError(
-                f"cameras must be 0 to {len(table) - 1}, or -1 where not known, "
-                f"got {cameras.tolist()}"
-            )
         unknown = table.mean(0) if self.config.unknown_camera == "mean" else 0 * table[0]
         rows = torch.cat([table, unknown[None]])  # -1 picks the last row
         return self.config.camera_coefficient * rows[cameras.to(table.device)]
@@ -331,42 +312,6 @@ class TFCLIP(nn.Module):
         if self.backbone.projects_linearly:  # then the mean may come first, and T-fold work goes
             return self.backbone.project(mean_over_frames(frame_tokens, frame_mask))
         return mean_over_frames(self.backbone.project(frame_tokens), frame_mask)
-
-    def _check_frames(self, frames: Tensor, frame_mask: Tensor | None) -> None:
-        size = (3, *self.config.frame_size)
-        _check_tensor("frames", frames)
-        if frames.ndim != 5 or frames.shape[2:] != size or 0 in frames.shape:
-            hint = "; add a time axis with frames[:, None]" if frames.ndim == 4 else ""
-            raise ValueError(
-                f"frames must be (B, T, 3, H, W) with (3, H, W) = {size}, "
-                f"got shape {tuple(frames.shape)}{hint}"
-            )
-        if not frames.is_floating_point():
-            raise ValueError(
-                f"frames must be normalised floating point, got {frames.dtype}; "
-                "encode_sequence takes images as they are"
-            )
-        kind = frames.device.type
-        if frames.dtype != self.dtype and not torch.is_autocast_enabled(kind):
-            raise ValueError(
-                f"frames must be {self.dtype} as the model's weights are, got {frames.dtype}; "
-                "change either with .to(dtype)"
-            )
-        if frame_mask is None:
-            return
-        _check_tensor("frame_mask", frame_mask)
-        if frame_mask.shape != frames.shape[:2]:
-            raise ValueError(
-                f"frame_mask must be (B, T) = {tuple(frames.shape[:2])}, "
-                f"got shape {tuple(frame_mask.shape)}"
-            )
-        if not ((frame_mask >= 0) & (frame_mask < torch.inf)).all():  # nor NaN
-            raise ValueError(
-                f"frame_mask must be True or False, or finite numbers from 0, "
-                f"got {reprlib.repr(frame_mask.tolist())}"
-            )
-        if not (frame_mask > 0).any(1).all():
-            raise ValueError("frame_mask must count at least one frame of each clip, got none")
 
     # --- anything a user holds to embedding ------------------------------------------------------
 
@@ -552,16 +497,3 @@ class TFCLIP(nn.Module):
             Hash of the commit, to be pinned as ``revision``.
         """
         return hub.push(self, repo_id, **options)
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
-def part_widths(config: TFCLIPConfig) -> dict[str, int]:
-    """Return the width of each part of the embedding of a model."""
-    with torch.random.fork_rng(devices=[]):
-        with contextlib.suppress(RuntimeError), torch.device("meta"):  # without storage or time
-            return TFCLIP(config).part_widths
-        return TFCLIP(config).part_widths  # some timm towers need values while they are built

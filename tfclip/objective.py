@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from tfclip.building import part_widths
 from tfclip.config import TFCLIPConfig
 from tfclip.distributed import gather_with_gradient
 from tfclip.losses import (
@@ -19,7 +20,7 @@ from tfclip.losses import (
     video_to_memory_loss,
 )
 from tfclip.memory import CLIPMemory
-from tfclip.model import TFCLIPOutput, part_widths
+from tfclip.model import TFCLIPOutput
 from tfclip.prompt import PromptVariant, SequenceSpecificPrompt
 
 Context = Literal["tokens", "frames", "clip"]
