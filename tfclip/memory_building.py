@@ -25,7 +25,7 @@ from tfclip import __version__
 from tfclip.data.clips import number_people
 from tfclip.data.tracklets import Tracklet
 from tfclip.distributed import from_first_process, gather_dealt, place
-from tfclip.encoding import BATCH_FRAMES
+from tfclip.encoding import BATCH_FRAMES, eval_mode
 from tfclip.errors import FrameError, SaveError
 from tfclip.files import replace_when_done
 from tfclip.frames import sample_dense
@@ -123,22 +123,18 @@ def sequence_features(
         FrameError: The frames of a tracklet cannot be used.
     """
     preprocess, backbone = Preprocess(model.config), model.backbone
-    training, features = model.training, []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            for tracklet in tqdm(tracklets, unit="tracklet", disable=not progress):
-                parts = []
-                for frames in _batches(map(preprocess.resize, tracklet.open()), batch_frames):
-                    pixels = preprocess.normalize(torch.stack(frames).to(model.device))
-                    parts.append(backbone.project_class(backbone(pixels)).cpu())
-                if not parts:
-                    raise FrameError(f"{tracklet.name} has no frames")
-                of_frames = torch.cat(parts)
-                clips = sample_dense(len(of_frames), model.config.clip_length)
-                features.append(of_frames[torch.tensor(clips)].mean(1).mean(0))
-    finally:
-        model.train(training)
+    features = []
+    with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        for tracklet in tqdm(tracklets, unit="tracklet", disable=not progress):
+            parts = []
+            for frames in _batches(map(preprocess.resize, tracklet.open()), batch_frames):
+                pixels = preprocess.normalize(torch.stack(frames).to(model.device))
+                parts.append(backbone.project_class(backbone(pixels)).cpu())
+            if not parts:
+                raise FrameError(f"{tracklet.name} has no frames")
+            of_frames = torch.cat(parts)
+            clips = sample_dense(len(of_frames), model.config.clip_length)
+            features.append(of_frames[torch.tensor(clips)].mean(1).mean(0))
     return torch.stack(features) if features else torch.empty(0, model.part_widths["projected"])
 
 

@@ -132,7 +132,7 @@ def look_at(
         >>> look.indices, look.patch_shares.shape
         ((0, 2, 4, 6, 9, 11, 13, 15), torch.Size([8, 8, 4]))
     """
-    from tfclip.encoding import check_camera
+    from tfclip.encoding import check_camera, eval_mode
     from tfclip.frames import open_frames
     from tfclip.preprocess import Preprocess
     from tfclip.temporal import DiffusionHead
@@ -150,16 +150,11 @@ def look_at(
     indices = spread(len(opened), num_frames)
     pictures = tuple(opened.select(indices))
     clip = Preprocess(model.config)(pictures).to(model.device, model.dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            code = model.camera_codes(torch.tensor([number]), 1)
-            codes = None if code is None else code.expand(len(clip), -1)
-            tokens = model.backbone.without_registers(model.backbone(clip, codes))
-            attention = temporal_attention(model.temporal.diffusion, tokens[None])
-    finally:
-        model.train(was_training)
+    with eval_mode(model), torch.inference_mode():
+        code = model.camera_codes(torch.tensor([number]), 1)
+        codes = None if code is None else code.expand(len(clip), -1)
+        tokens = model.backbone.without_registers(model.backbone(clip, codes))
+        attention = temporal_attention(model.temporal.diffusion, tokens[None])
     rows, columns = model.backbone.grid
     patches = attention.tokens[0, :, 1:].float().cpu()
     return Look(
