@@ -355,20 +355,10 @@ def encode_sequences(
     reading = Reading() if reading is None else reading
     workers = check_workers(workers, model.device.type)
     sources = list(tracklets)
-    if cameras is None:
-        cameras = [None] * len(sources)
-    elif isinstance(cameras, Tensor):
-        cameras = cameras.tolist()
-    if boxes is None:
-        boxes = [None] * len(sources)
-    for name, values in (("cameras", cameras), ("boxes", boxes)):
-        if not hasattr(values, "__len__"):
-            raise TypeError(f"{name} must be a sequence, got {type(values).__name__}")
-        if len(values) != len(sources):
-            raise ValueError(
-                f"{name} must have one entry per tracklet, got {len(values)} for {len(sources)}"
-            )
-    numbers = [check_camera(model, camera) for camera in cameras]
+    told = cameras.tolist() if isinstance(cameras, Tensor) else cameras
+    told = _one_each("cameras", told, len(sources))
+    boxes = _one_each("boxes", boxes, len(sources))
+    numbers = [check_camera(model, camera) for camera in told]
     opened = [
         open_frames(source, boxes=box, channels=channels)
         for source, box in zip(sources, boxes, strict=True)
@@ -395,6 +385,19 @@ def encode_sequences(
     for key, embedding in encoder.finished():
         embeddings[key] = embedding  # type: ignore[index]
     return embeddings
+
+
+def _one_each(name: str, values: Any, num_tracklets: int) -> Sequence[Any]:
+    """Return the entries of an argument that has one for each tracklet; None is None for each."""
+    if values is None:
+        return [None] * num_tracklets
+    if not hasattr(values, "__len__"):
+        raise TypeError(f"{name} must be a sequence, got {type(values).__name__}")
+    if len(values) != num_tracklets:
+        raise ValueError(
+            f"{name} must have one entry per tracklet, got {len(values)} for {num_tracklets}"
+        )
+    return values
 
 
 def push_tracklet(

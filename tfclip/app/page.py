@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -98,12 +98,28 @@ def _make_page(gr: Any, desk: Desk) -> Any:
         analytics_enabled=False,
         delete_cache=(_DELETE_EVERY, _DELETE_AFTER),
     ) as page:
-        _lay_out(gr, desk, _DrawnFiles(page))
+        _tie_together(gr, desk, _put_parts(gr, desk), _DrawnFiles(page))
     return page
 
 
-def _lay_out(gr: Any, desk: Desk, drawn_files: _DrawnFiles) -> None:
-    """Put the parts on the page and tie the buttons to what they do."""
+class _Parts(NamedTuple):
+    """What is on the page and can be asked, changed or pressed."""
+
+    files: Any
+    boxes: Any
+    model: Any
+    top: Any
+    sampling: Any
+    search: Any
+    example: Any
+    chosen: Any
+    sheets: Any
+    results: Any
+    looked_at: Any
+
+
+def _put_parts(gr: Any, desk: Desk) -> _Parts:
+    """Put the parts on the page, from its top to its end."""
     gr.HTML(f"<style>{CARD_STYLE}{_STYLE}</style>", visible=True)
     gr.Markdown(_INTRODUCTION)
     with gr.Row():
@@ -121,7 +137,7 @@ def _lay_out(gr: Any, desk: Desk, drawn_files: _DrawnFiles) -> None:
                 height=150,
                 elem_id="boxes",
             )
-            chosen_model = gr.Dropdown(
+            model = gr.Dropdown(
                 list(desk.models),
                 value=desk.models[0],
                 label="Model",
@@ -140,8 +156,14 @@ def _lay_out(gr: Any, desk: Desk, drawn_files: _DrawnFiles) -> None:
             sheets = gr.HTML(_NOTHING, elem_id="sheets")
             results = gr.HTML("", elem_id="results")
             looked_at = gr.HTML("", elem_id="looked-at")
-    turn = gr.State(0)
-    shown = [chosen, sheets, results, looked_at]
+    return _Parts(
+        files, boxes, model, top, sampling, search, example, chosen, sheets, results, looked_at
+    )
+
+
+def _tie_together(gr: Any, desk: Desk, parts: _Parts, drawn_files: _DrawnFiles) -> None:
+    """Tie the buttons, and what is dropped, to what they do."""
+    drawn = desk.gallery if isinstance(desk.gallery, DrawnGallery) else DrawnGallery()
 
     def show(files: list[str] | None, boxes: str | None) -> tuple[Any, ...]:
         """Show what was dropped, before anything is searched."""
@@ -174,17 +196,21 @@ def _lay_out(gr: Any, desk: Desk, drawn_files: _DrawnFiles) -> None:
         tracklet = drawn.query(turn)
         with _sentence(gr, [], None):
             answer = desk.search(tracklet, model, top=int(top), sampling=sampling)
-        parts = _tracklets_shown(gr, [tracklet])
-        return drawn_files.write(tracklet), None, *parts, *_answered(answer), turn + 1
+        tracklets = _tracklets_shown(gr, [tracklet])
+        return drawn_files.write(tracklet), None, *tracklets, *_answered(answer), turn + 1
 
-    drawn = desk.gallery if isinstance(desk.gallery, DrawnGallery) else DrawnGallery()
+    turn = gr.State(0)
+    given = [parts.files, parts.boxes]
+    found = [parts.results, parts.looked_at]
+    settings = [parts.model, parts.top, parts.sampling]
+    shown = [parts.chosen, parts.sheets, *found]
+    files, boxes = given
     for event in (files.upload, files.delete, files.clear, boxes.upload, boxes.clear):
-        event(show, [files, boxes], shown, show_progress_on=sheets, **_PRIVATE)
-    asked = [files, boxes, chosen, chosen_model, top, sampling]
-    search.click(run, asked, [results, looked_at], show_progress_on=results, **_PRIVATE)
-    wanted = [turn, chosen_model, top, sampling]
-    changed = [files, boxes, *shown, turn]
-    example.click(run_example, wanted, changed, show_progress_on=sheets, **_PRIVATE)
+        event(show, given, shown, show_progress_on=parts.sheets, **_PRIVATE)
+    asked = [*given, parts.chosen, *settings]
+    parts.search.click(run, asked, found, show_progress_on=parts.results, **_PRIVATE)
+    wanted, changed = [turn, *settings], [*given, *shown, turn]
+    parts.example.click(run_example, wanted, changed, show_progress_on=parts.sheets, **_PRIVATE)
 
 
 # No public interface of every button: who wants one has the library.

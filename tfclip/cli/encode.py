@@ -56,6 +56,12 @@ Example:
         "--out", type=Path, required=True, metavar="FILE", help=".safetensors or .parquet"
     )
     add_model(command)
+    _add_source_options(command)
+    _add_work_options(command)
+    _add_faster_options(command)
+
+
+def _add_source_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--boxes", type=Path, metavar="FILE", help="tracks of the video: MOT, COCO, Ultralytics"
     )
@@ -88,6 +94,9 @@ Example:
         action="store_true",
         help="tell the model the cameras: only if it was trained with these very ones",
     )
+
+
+def _add_work_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--sampling",
         choices=("dense", "rrs", "all"),
@@ -110,6 +119,9 @@ Example:
     command.add_argument(
         "--actors", type=positive, default=1, metavar="N", help="processes with --ray (1)"
     )
+
+
+def _add_faster_options(command: argparse.ArgumentParser) -> None:
     faster = command.add_argument_group("faster, with slightly other vectors")
     faster.add_argument(
         "--max-frames", type=positive, metavar="N", help="read N frames of longer tracklets"

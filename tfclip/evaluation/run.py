@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -107,29 +108,28 @@ def evaluate_model(
     fingerprint = fingerprint or model_fingerprint(model)
     found: list[EvaluationRow] = []
     with cache_folder(cache) as folder:
-        for rule in rules:
-            for told in cameras:
-                words = dataset.name, chosen.name, len(rows), rule, "with" if told else "without"
-                _logger.info(_LOGGED, *words)
-                table = encode_cached(
-                    model,
-                    tracklets,
-                    folder,
-                    fingerprint=fingerprint,
-                    sampling=rule,
-                    use_cameras=told,
-                    batch_frames=batch_frames,
-                    progress=progress,
-                )
-                features = dict(zip(rows, _features(table, tracklets), strict=True))
-                settings: dict[str, Any] = {
-                    "frames": rule,
-                    "cameras": told,
-                    "num_tracklets": len(rows),
-                    "num_frames": sum(count or 0 for count in table.num_frames),
-                }
-                for again in (False, True) if rerank else (False,):
-                    found.append(_evaluate(dataset, chosen, features, again, settings))
+        for rule, told in itertools.product(rules, cameras):
+            words = dataset.name, chosen.name, len(rows), rule, "with" if told else "without"
+            _logger.info(_LOGGED, *words)
+            table = encode_cached(
+                model,
+                tracklets,
+                folder,
+                fingerprint=fingerprint,
+                sampling=rule,
+                use_cameras=told,
+                batch_frames=batch_frames,
+                progress=progress,
+            )
+            features = dict(zip(rows, _features(table, tracklets), strict=True))
+            settings: dict[str, Any] = {
+                "frames": rule,
+                "cameras": told,
+                "num_tracklets": len(rows),
+                "num_frames": sum(count or 0 for count in table.num_frames),
+            }
+            for again in (False, True) if rerank else (False,):
+                found.append(_evaluate(dataset, chosen, features, again, settings))
     return EvaluationReport(
         dataset=dataset.name,
         protocol=chosen,

@@ -127,24 +127,28 @@ def export_model(
     with _folder_beside(path) as folder:
         file = folder / f"model{SUFFIXES[format]}"
         _write(program, file, description)
-        exported = ExportedModel(file)
-        trials, nearest = check_parity(reference, exported, least_cosine=least, name=str(path))
-        report = ParityReport(
-            path=path.name,
-            description=exported.description,
-            least_cosine=least,
-            cosine=min(trial.cosine for trial in trials),
-            difference=max(trial.difference for trial in trials),
-            nearest_others=nearest,
-            trials=trials,
-            latency=measure_latency(reference, exported, torch.get_num_threads()),
-            size=sum(part.stat().st_size for part in folder.iterdir()),
-            versions=versions(),
-            machine=machine(),
-        )
-        del exported  # it may hold the file open
+        report = _compare(reference, file, path, least)
         _put_in_place(file, path, report)
     return report
+
+
+def _compare(reference: TFCLIP, file: Path, path: Path, least_cosine: float) -> ParityReport:
+    """Open a new file, which is held open no longer than this, and compare it with its model."""
+    exported = ExportedModel(file)
+    trials, nearest = check_parity(reference, exported, least_cosine=least_cosine, name=str(path))
+    return ParityReport(
+        path=path.name,
+        description=exported.description,
+        least_cosine=least_cosine,
+        cosine=min(trial.cosine for trial in trials),
+        difference=max(trial.difference for trial in trials),
+        nearest_others=nearest,
+        trials=trials,
+        latency=measure_latency(reference, exported, torch.get_num_threads()),
+        size=sum(part.stat().st_size for part in file.parent.iterdir()),
+        versions=versions(),
+        machine=machine(),
+    )
 
 
 def _write(program: Any, path: Path, description: dict[str, Any]) -> None:
