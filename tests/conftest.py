@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.recorded import read_golden
 from tfclip import TFCLIP, TFCLIPConfig
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +26,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Tensor]]:
     """Read one file of numbers recorded from the reference."""
-    return lambda name: load_file(GOLDEN / f"{name}.safetensors")
+    return read_golden
 
 
 @pytest.fixture

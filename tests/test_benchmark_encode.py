@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.example_scripts import load_example
 from tfclip import TFCLIP, TFCLIPConfig
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "benchmark_encode.py"
-    spec = importlib.util.spec_from_file_location("benchmark_encode", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("benchmark_encode")
 
 
 def test_the_reference_path_is_the_model(benchmark, tiny_model):

@@ -1,23 +1,16 @@
 """The benchmark of evaluation runs, in small; what it measures is checked by itself."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_evaluation.py"
+from tests.example_scripts import load_example
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_evaluation", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("benchmark_evaluation")
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments])
+        monkeypatch.setattr("sys.argv", ["benchmark_evaluation", *arguments])
         module.main()
 
     return run

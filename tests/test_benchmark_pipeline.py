@@ -1,23 +1,16 @@
 """The benchmark of reading runs, in small, in each of its modes."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_pipeline.py"
+from tests.example_scripts import load_example
 
 
 @pytest.fixture
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_pipeline", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("benchmark_pipeline")
 
 
 @pytest.mark.slow
@@ -31,7 +24,7 @@ def benchmark():
     ],
 )
 def test_each_mode_prints_its_rows(benchmark, monkeypatch, capsys, arguments, rows):
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments.split()])
+    monkeypatch.setattr("sys.argv", ["benchmark_pipeline", *arguments.split()])
     benchmark.main()
     text = capsys.readouterr().out
     assert len(re.findall("frames/s|mAP", text)) == rows

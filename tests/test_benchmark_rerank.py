@@ -1,24 +1,15 @@
 """The benchmark of re-ranking runs, in small; its dense rival is checked against ours."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from tests.example_scripts import load_example
 from tfclip.functional import k_reciprocal_rerank
-
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark_rerank.py"
 
 
 @pytest.fixture
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_rerank", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("benchmark_rerank")
 
 
 def test_the_dense_rival_gives_the_same_distances(benchmark):
@@ -35,7 +26,7 @@ def test_the_rivals_are_measured_in_processes_and_growth_is_drawn(
     pytest.importorskip("matplotlib")
     small = "--queries", "20", "--width", "8"
     monkeypatch.setattr(
-        "sys.argv", [str(SCRIPT), "mars", *small, "--gallery", "200", "--rounds", "1"]
+        "sys.argv", ["benchmark_rerank", "mars", *small, "--gallery", "200", "--rounds", "1"]
     )
     benchmark.main()
     text = capsys.readouterr().out
@@ -43,7 +34,7 @@ def test_the_rivals_are_measured_in_processes_and_growth_is_drawn(
     assert "places of whole rankings that hold the same row: 100.000%" in text
     plot = tmp_path / "growth.svg"
     monkeypatch.setattr(benchmark, "GROWTH", (100,))
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), "growth", *small, "--plot", str(plot)])
+    monkeypatch.setattr("sys.argv", ["benchmark_rerank", "growth", *small, "--plot", str(plot)])
     benchmark.main()
     assert f"drawn in {plot}" in capsys.readouterr().out
     assert plot.stat().st_size > 1000
@@ -53,7 +44,7 @@ def test_the_rivals_are_measured_in_processes_and_growth_is_drawn(
 def test_an_index_is_measured_against_the_exact_search(benchmark, monkeypatch, capsys):
     pytest.importorskip("faiss")
     small = "--queries", "20", "--width", "8", "--gallery", "900"
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), "approximate", *small])
+    monkeypatch.setattr("sys.argv", ["benchmark_rerank", "approximate", *small])
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["not", "exact", "hnsw", "ivf"]

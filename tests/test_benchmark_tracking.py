@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-PATH = Path(__file__).parents[1] / "examples" / "benchmark_tracking.py"
+from tests.example_scripts import load_example
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_tracking", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_tracking"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("benchmark_tracking")
 
 
 def test_tracks_are_cut_at_the_same_frames_and_only_some_are_seen(benchmark):

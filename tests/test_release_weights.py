@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants, file_download
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-from tests.hub.hub_server import LocalHub
+from tests.example_scripts import load_example
+from tests.hub.hub_server import taken_for_the_hub
+from tests.recorded import shallow_checkpoint
 from tfclip import TFCLIP, hub
 from tfclip.card import model_card
 from tfclip.checkpoints import file_sha256
@@ -22,31 +22,13 @@ from tfclip.config import TFCLIPConfig
 from tfclip.data import model_fingerprint
 from tfclip.errors import TableError
 
-TESTS = Path(__file__).parent
-
-
-def _load(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _load("tfclip_release_weights", TESTS.parent / "examples" / "release_weights.py")
+script = load_example("release_weights")
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """The recorded checkpoint of the reference, with one block of its twelve."""
-    state = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(TESTS / "golden" / "state_dict.safetensors").items()
-        if "resblocks" not in name or ".resblocks.0." in name
-    }
-    torch.save(state, tmp_path / "best_model.pth.tar")
+    torch.save(shallow_checkpoint(), tmp_path / "best_model.pth.tar")
     return tmp_path / "best_model.pth.tar"
 
 
@@ -121,15 +103,8 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with LocalHub() as local:
-        template = local.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", local.url)
-        for module in (constants, file_download):
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        # A store that this Hub has not.
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a store that this Hub has not
+    with taken_for_the_hub(tmp_path, monkeypatch) as local:
         yield local
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from tests.backbones.towers import TINY_CLIP, TINY_RESNET, TOLERANCE, VIT, build, codes, read_golden
+from tests.backbones.towers import TINY_CLIP, TINY_RESNET, TOLERANCE, VIT, build, codes, read_single
 from tfclip import TFCLIPConfig
 from tfclip.attention import QuickGELU
 from tfclip.backbones import CLIPResNet, CLIPVisionTransformer, build_backbone
@@ -25,7 +25,7 @@ def reference() -> CLIPVisionTransformer:
         backbone_options={"width": 128, "output_dim": 64, "heads": 2}, frame_size=(64, 32)
     )
     backbone = build_backbone(config)
-    weights = read_golden("state_dict")
+    weights = read_single("state_dict")
     prefix = "image_encoder."
     tower = {n.removeprefix(prefix): x for n, x in weights.items() if n.startswith(prefix)}
     backbone.tower.load_state_dict(tower, strict=True)
@@ -36,8 +36,8 @@ def reference() -> CLIPVisionTransformer:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("cameras", [True, False])
 def test_tokens_and_projected_tokens_are_the_references(reference, cameras, training):
-    inputs, recorded = read_golden("inputs"), read_golden("eval_outputs")
-    code = read_golden("state_dict")["cv_embed"][inputs["cam_label"]].repeat_interleave(4, 0)
+    inputs, recorded = read_single("inputs"), read_single("eval_outputs")
+    code = read_single("state_dict")["cv_embed"][inputs["cam_label"]].repeat_interleave(4, 0)
     reference.train(training)  # torch's fast path is for inference only
     with torch.set_grad_enabled(training):
         tokens = reference(inputs["frames"].flatten(0, 1), code if cameras else None)
@@ -127,7 +127,7 @@ def test_overlapping_patches_of_a_timm_tower_are_those_of_the_same_clip(frames):
 def resnet() -> CLIPResNet:
     config = TFCLIPConfig(backbone="RN50", backbone_options=TINY_RESNET, frame_size=(64, 32))
     backbone = build_backbone(config)
-    weights = read_golden("rn50_state_dict")
+    weights = read_single("rn50_state_dict")
     tower = {n.removeprefix("image_encoder."): x for n, x in weights.items()}
     backbone.tower.load_state_dict(tower, strict=True)
     assert isinstance(backbone, CLIPResNet)
@@ -136,7 +136,7 @@ def resnet() -> CLIPResNet:
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_resnet_gives_the_references_map_and_projected_tokens(resnet, mode):
-    recorded = read_golden("rn50_io")
+    recorded = read_single("rn50_io")
     tokens = resnet.train(mode == "train")(recorded["images"])
     features = rearrange(tokens[:, 1:], "m (h w) d -> m d h w", h=4)
     torch.testing.assert_close(features, recorded[f"{mode}.x4"], **TOLERANCE)
@@ -147,7 +147,7 @@ def test_the_resnet_gives_the_references_map_and_projected_tokens(resnet, mode):
 
 
 def test_the_resnets_running_statistics_move_as_the_references(resnet):
-    recorded = read_golden("rn50_io")
+    recorded = read_single("rn50_io")
     resnet.train()(recorded["images"])
     state = resnet.tower.state_dict()
     prefix = "train.after.image_encoder."

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.backbones.towers import TIMM, build, read_golden
+from tests.backbones.towers import TIMM, build, read_single
 from tfclip.backbones import patch_grid, resize_position_table
 from tfclip.errors import ConfigError, WeightsError
 
@@ -27,7 +27,7 @@ def test_timm_towers_with_a_plain_position_table_take_a_stride_and_others_refuse
 @pytest.mark.parametrize("source", [14, 7])
 @pytest.mark.parametrize("grid", [(16, 8), (21, 10), (4, 2), (14, 14)])
 def test_position_tables_are_resized_as_the_reference_resizes_them(source, grid):
-    recorded = read_golden("pos_embed")
+    recorded = read_single("pos_embed")
     resized = resize_position_table(recorded[f"clip_{source}x{source}"], grid)
     expected = recorded[f"from{source}_to_{grid[0]}x{grid[1]}"]
     torch.testing.assert_close(resized, expected, atol=1e-6, rtol=0)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.recorded import read_golden
 from tfclip import TFCLIPConfig
 from tfclip.backbones import build_backbone
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = {"atol": 5e-5, "rtol": 0}
 
 VIT = {"embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -38,10 +36,11 @@ WITH_CAMERAS = [name for name in FAMILIES if name not in ("RN50", "timm:resnet50
 TIMM = [name for name in FAMILIES if name.startswith("timm:")]
 
 
-def read_golden(name: str) -> dict[str, Tensor]:
+def read_single(name: str) -> dict[str, Tensor]:
+    """Read recorded tensors in single precision; counters have no dimension."""
     return {
         key: x.float() if x.is_floating_point() else x.squeeze()
-        for key, x in load_file(GOLDEN / f"{name}.safetensors").items()
+        for key, x in read_golden(name).items()
     }
 
 

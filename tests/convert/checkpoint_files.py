@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.recorded import read_golden
 from tfclip import TFCLIP
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = {"atol": 5e-5, "rtol": 0}
 
 # Golden sizes of CLIP, with the options that make a tower of them.
@@ -23,10 +22,6 @@ TINY_TIMM = {"embed_dim": 64, "depth": 2, "num_heads": 2}
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def read_golden(name: str) -> dict[str, Tensor]:
-    return load_file(GOLDEN / f"{name}.safetensors")
 
 
 def features(model: TFCLIP, *, cameras: bool = True) -> Tensor:

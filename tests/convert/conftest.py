@@ -11,26 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.convert.checkpoint_files import read_golden
+from tests.recorded import read_golden, release_checkpoint, shallow_checkpoint
 
 
 @pytest.fixture(scope="module")
 def release() -> dict[str, Tensor]:
     """The recorded checkpoint, in the precision of the release."""
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in read_golden("state_dict").items()
-    }
+    return release_checkpoint()
 
 
 @pytest.fixture(scope="module")
-def shallow(release: dict[str, Tensor]) -> dict[str, Tensor]:
+def shallow() -> dict[str, Tensor]:
     """The same with one block of its twelve: quick to build."""
-    return {
-        name: tensor
-        for name, tensor in release.items()
-        if "resblocks" not in name or ".resblocks.0." in name
-    }
+    return shallow_checkpoint()
 
 
 @pytest.fixture(scope="module")

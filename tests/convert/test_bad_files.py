@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.convert.checkpoint_files import one_sentence, read_golden, save_scripted, scripting
+from tests.convert.checkpoint_files import one_sentence, save_scripted, scripting
+from tests.recorded import read_golden
 from tfclip import convert
 from tfclip.errors import ConfigError, WeightsError
 

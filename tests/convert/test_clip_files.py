@@ -9,14 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.convert.checkpoint_files import (
-    CLIP_MEAN,
-    CLIP_STD,
-    TINY_CLIP,
-    read_golden,
-    save_scripted,
-    scripting,
-)
+from tests.convert.checkpoint_files import CLIP_MEAN, CLIP_STD, TINY_CLIP, save_scripted, scripting
+from tests.recorded import read_golden
 from tfclip import TFCLIP, convert
 from tfclip.backbones import CLIPResNet
 from tfclip.errors import ConfigError, WeightsError

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.convert.checkpoint_files import TOLERANCE, features, read_golden
+from tests.convert.checkpoint_files import TOLERANCE, features
+from tests.recorded import read_golden
 from tfclip import TFCLIP, convert
 from tfclip.errors import ConfigError
 

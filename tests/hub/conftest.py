@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 
-from tests.hub.hub_server import LocalHub, set_endpoint, set_offline
+from tests.hub.hub_server import taken_for_the_hub
 from tests.hub.saved_models import make_model
 from tfclip import hub
 from tfclip.model import TFCLIP
@@ -51,14 +50,7 @@ def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A local Hub that huggingface_hub takes for the real one, with an empty cache and no token."""
-    with LocalHub() as local:
-        set_endpoint(monkeypatch, local.url)
-        set_offline(monkeypatch, False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
+    with taken_for_the_hub(tmp_path, monkeypatch) as local:
         yield local
 
 

@@ -8,12 +8,15 @@ the client takes plain HTTP.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -358,3 +361,17 @@ def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
     reset = getattr(huggingface_hub.utils, "reset_sessions", None)  # versions before 1
     if reset is not None:
         reset()
+
+
+@contextlib.contextmanager
+def taken_for_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """Run a Hub that huggingface_hub takes for the real one, with an empty cache and no token."""
+    with LocalHub() as local:
+        set_endpoint(monkeypatch, local.url)
+        set_offline(monkeypatch, False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(folder / "tokens"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield local
