@@ -24,6 +24,7 @@ from tests.data_trees import (
     prid_tree,
     write_mat,
 )
+from tests.real_data import real
 from tfclip.data import (
     DatasetSpec,
     ProtocolRule,
@@ -41,7 +42,6 @@ from tfclip.data import (
 from tfclip.data.benchmarks.registry import SPECS, find_spec
 from tfclip.errors import TableError
 
-DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 NAMES = tuple(f"person_{number:04d}" for number in range(1, 5))
 PRID_SPLITS = json.dumps([{"train": NAMES[:2], "test": NAMES[2:]}] * 10)
 
@@ -55,13 +55,6 @@ TREES = {
     "market1501": market_tree,
     "msmt17": msmt17_tree,
 }
-
-
-def real(*parts):
-    path = DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs the real data {'/'.join(parts)} (TFCLIP_TEST_DATA)")
-    return path
 
 
 def told(tracklets):

@@ -1,11 +1,10 @@
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.data_trees import ag_vpreid_tree, draw, ilidsvid_tree, market_tree, mars_tree
+from tests.real_data import real
 from tfclip.cli import main
 from tfclip.data import Counts, DatasetSpec, check_dataset, read_ag_vpreid, read_mars
 from tfclip.data.benchmarks.registry import SPECS
@@ -176,10 +175,8 @@ def test_check_refuses_a_withdrawn_name_in_one_line(capsys):
 
 
 def test_the_official_tables_of_mars_without_an_image_lack_every_image(tmp_path):
-    data = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not (data / "mini_mars").exists():
-        pytest.skip("needs the real data mini_mars (TFCLIP_TEST_DATA)")
-    names = sorted((data / "mini_mars" / "bbox_train").rglob("*.jpg"))
+    bbox_train = real("mini_mars", "bbox_train")
+    names = sorted(bbox_train.rglob("*.jpg"))
     people = sorted({path.parent.name for path in names})
     rows = {}
     for path in names:
@@ -189,7 +186,7 @@ def test_the_official_tables_of_mars_without_an_image_lack_every_image(tmp_path)
     train = [(*key, count) for key, count in sorted(rows.items())]
     root = mars_tree(tmp_path, train=train, images=False)
     (root / "bbox_train").rmdir()
-    (root / "bbox_train").symlink_to(data / "mini_mars" / "bbox_train")
+    (root / "bbox_train").symlink_to(bbox_train)
     report = check_dataset("mars", root)
     assert {f"{r.what} {r.found}" for r in report.counts if r.part == "train"} >= {
         "tracklets 32",

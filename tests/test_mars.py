@@ -1,6 +1,5 @@
 import itertools
 import json
-import os
 import re
 import shutil
 import time
@@ -15,6 +14,7 @@ from tests.data_trees import (
     mars_tree,
     write_mat,
 )
+from tests.real_data import real
 from tfclip.data import (
     Dataset,
     Protocol,
@@ -24,15 +24,6 @@ from tfclip.data import (
     read_mat,
 )
 from tfclip.errors import TableError
-
-DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-
-
-def real(*parts):
-    path = DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs the real data {'/'.join(parts)} (TFCLIP_TEST_DATA)")
-    return path
 
 
 def told(tracklets):

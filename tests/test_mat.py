@@ -1,8 +1,6 @@
-import os
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data_trees import element, mat_file, variable, write_mat
+from tests.real_data import real
 from tfclip.data.mat import read_mat, read_matrix, whole_numbers
 from tfclip.errors import MissingExtraError, TableError
 
-DATA = Path(os.environ.get("TFCLIP_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 TABLE = np.array([[1, 16, 1, 1], [17, 96, 1, 2], [97, 110, -1, 6]], dtype=np.int32)
 
 
@@ -196,9 +194,7 @@ def test_a_file_of_version_7_3_has_the_shape_that_matlab_shows(tmp_path):
     ],
 )
 def test_the_official_tables_of_mars_are_read(name, variable_name, shape):
-    path = DATA / "mars_info" / f"{name}.mat"
-    if not path.exists():
-        pytest.skip("needs the real data mars_info (TFCLIP_TEST_DATA)")
+    path = real("mars_info", f"{name}.mat")
     found = read_mat(path)
     assert {key: matrix.shape for key, matrix in found.items()} == {variable_name: shape}
     assert whole_numbers(found[variable_name], path).max() < 10**6

@@ -1,4 +1,3 @@
-import os
 import random
 import sys
 from pathlib import Path
@@ -9,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.real_data import real
 from tfclip.data import Tracklet, read_csv, read_folder, read_mot, read_table
 from tfclip.data.readers import compile_layout
 from tfclip.data.tracklets import Thumbnail, load_thumbnails
 from tfclip.errors import FrameError, MissingExtraError, TableError
-
-DATA = Path(os.environ.get("TFCLIP_TEST_DATA", "unset"))
-
-
-def real(*parts):
-    path = DATA.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs the real data {'/'.join(parts)} (TFCLIP_TEST_DATA)")
-    return path
-
 
 def draw(path, colour=0, size=(4, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)

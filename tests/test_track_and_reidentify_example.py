@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.real_data import real
 from tfclip import TFCLIP
 from tfclip.data import SyntheticVideo, read_boxes
 from tfclip.video import Video, identity_colour
@@ -231,9 +231,7 @@ def test_boxes_of_a_longer_video_are_refused(script, drawn, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_real_campus_goes_through_the_whole_path(script, tmp_path, capsys):
-    folder = Path(os.environ.get("TFCLIP_TEST_DATA", "unset"), "tud_campus")
-    if not folder.exists():
-        pytest.skip("needs tud_campus in the folder that TFCLIP_TEST_DATA names")
+    folder = real("tud_campus")
     given = [str(folder / "TUD-Campus.mp4"), "--boxes", str(folder / "gt" / "gt.txt"), "--halves"]
     assert script.main([*given, "--threshold", "0.5", "--out", str(tmp_path)]) == 0
     assert "tracklets       13 of 8 persons" in capsys.readouterr().out

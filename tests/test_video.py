@@ -3,7 +3,6 @@ from __future__ import annotations
 import builtins
 import gc
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.real_data import real
 from tfclip.errors import FrameError, MissingExtraError
 from tfclip.frames import open_frames
 from tfclip.video import Video
@@ -284,9 +284,7 @@ def test_without_pyav_the_message_names_the_extra(video: Path, monkeypatch: pyte
 
 
 def test_a_public_sequence_has_the_frames_its_table_counts():
-    path = Path(os.environ.get("TFCLIP_TEST_DATA", "unset"), "tud_campus", "TUD-Campus.mp4")
-    if not path.exists():
-        pytest.skip("needs tud_campus in the folder that TFCLIP_TEST_DATA names")
+    path = real("tud_campus", "TUD-Campus.mp4")
     numbers = {frame_number for frame_number, _ in enumerate(open_frames(path), start=1)}
     assert numbers == set(range(1, 72))
     table = np.loadtxt(path.parent / "gt" / "gt.txt", delimiter=",", usecols=0)

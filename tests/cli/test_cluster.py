@@ -8,14 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tfclip.cli import main
+from tests.cli.commands import run
 from tfclip.data import EmbeddingTable
 
 pytest.importorskip("scipy", reason="SciPy (extra 'cluster') is not installed")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def usage_error(capsys, *arguments):

@@ -2,30 +2,20 @@
 
 import itertools
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.cli.commands import LAYOUT, make_model, run, usage_error
 from tests.data_trees import mars_tree
-from tfclip import TFCLIP, TFCLIPConfig
-from tfclip.cli import main
+from tests.real_data import real
+from tfclip import TFCLIP
 from tfclip.data import Dataset, EmbeddingTable, Protocol, SyntheticTracklets, read_folder
 from tfclip.errors import TableError
 from tfclip.evaluation import evaluate_model
 from tfclip.groups import GroupEncoder
-
-LAYOUT = ("--layout", "{person}/{camera}/{tracklet}")
-
-
-def real(*parts):
-    """Find real data, which is no part of the repository."""
-    path = Path(os.environ.get("TFCLIP_TEST_DATA", "unset"), *parts)
-    if not path.exists():
-        pytest.skip(f"needs {'/'.join(parts)} in the folder that TFCLIP_TEST_DATA names")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +34,8 @@ def mars(tmp_path_factory):
     """A tree as MARS is handed out, and a small model that knows its cameras."""
     folder = tmp_path_factory.mktemp("mars")
     mars_tree(folder / "MARS")
-    torch.manual_seed(0)
-    config = TFCLIPConfig(
-        backbone_options={"width": 64, "layers": 2, "heads": 1, "output_dim": 32},
-        frame_size=(32, 16),
-        clip_length=4,
-        num_cameras=2,
-        provenance={"weights": "random"},
-    )
-    TFCLIP(config).save_pretrained(folder / "model")
+    make_model(folder / "model", num_cameras=2)
     return folder
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def usage_error(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    return caught.value.code == 2
 
 
 def in_one_sentence(text):
