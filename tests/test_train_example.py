@@ -43,15 +43,6 @@ def _examples_can_be_imported():
     sys.path.remove(str(EXAMPLES))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Sums over threads depend on their number, and the other process must have the same."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def arguments(out: Path) -> list[str]:
     epochs = f"recipe.epochs={EPOCHS}"
     return [

@@ -18,12 +18,13 @@ from tfclip.checkpoints import file_sha256, read_checkpoint
 from tfclip.config import Activation, Interpolation, Neck, TFCLIPConfig
 from tfclip.errors import ConfigError, WeightsError
 from tfclip.tensors import load_weights
+from tfclip.untrusted import first_line
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
     from tfclip.objective import TFCLIPObjective
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT", bound="TFCLIP")
 
@@ -185,7 +186,7 @@ def from_reference(
             "dropped": ", ".join(dropped),
         }
     )
-    logger.info("dropped %d entries of %s: %s", len(dropped), path, ", ".join(dropped))
+    _logger.info("dropped %d entries of %s: %s", len(dropped), path, ", ".join(dropped))
     model = TFCLIP(config).eval()
     load_weights(model, tensors, str(path))
     if not with_objective:
@@ -446,5 +447,6 @@ def _download_timm(config: TFCLIPConfig) -> Backbone:
 
 
 def _not_downloaded(name: str, tag: str, error: Exception) -> WeightsError:
-    reason = str(error).strip().partition("\n")[0]
-    return WeightsError(f"the weights {tag!r} of {name!r} could not be downloaded: {reason}")
+    return WeightsError(
+        f"the weights {tag!r} of {name!r} could not be downloaded: {first_line(error)}"
+    )

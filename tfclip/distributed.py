@@ -180,7 +180,7 @@ def _accelerator(**arguments: Any) -> Any:
         from accelerate import Accelerator
     except ImportError:
         raise MissingExtraError(
-            "several processes need Accelerate: pip install 'tfclip[train]'"
+            "several processes need Accelerate; install it with: pip install 'tfclip[train]'"
         ) from None
     return Accelerator(**arguments)
 

@@ -45,6 +45,7 @@ from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError, SaveError, TableError, WeightsError
 from tfclip.files import replace_when_done
 from tfclip.tensors import load_weights, read_safetensors
+from tfclip.untrusted import first_line
 
 if TYPE_CHECKING:
     from tfclip.evaluation import EvaluationReport
@@ -171,17 +172,13 @@ def check_device(device: torch.device | str | None) -> None:
     try:
         torch.zeros(1, device=device).item()  # a number, which the meta device has not
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+        raise ValueError(f"device {device!r} cannot be used: {first_line(error)}") from error
 
 
 def _floating_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     """Return the floating-point type of tensors, the one that holds all when they differ."""
     types = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     return functools.reduce(torch.promote_types, types) if types else None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _read_config(files: ModelFiles) -> TFCLIPConfig:
@@ -261,7 +258,7 @@ def _reason(error: Exception, repo_id: str, filename: str, revision: str | None)
         if error.response.status_code in (401, 403):
             return f"the Hub refuses the access token; {_LOG_IN}"
         return f"the Hub answers with status {error.response.status_code}; try again later"
-    return f"{filename} could not be downloaded ({_first_line(error)})"
+    return f"{filename} could not be downloaded ({first_line(error)})"
 
 
 # Writing
@@ -443,5 +440,5 @@ def _refusal(error: Exception) -> str:
         if status in (401, 403, 404):
             return f"the access token may not write there (status {status}); {_LOG_IN}"
         return f"the Hub answers with status {status} ({error.server_message or 'no reason given'})"
-    cause = _first_line(error.__cause__ or error)
+    cause = first_line(error.__cause__ or error)
     return f"{constants.ENDPOINT} cannot be reached or broke off ({cause})"

@@ -131,7 +131,9 @@ def sequence_features(
                 pixels = preprocess.normalize(torch.stack(frames).to(model.device))
                 parts.append(backbone.project_class(backbone(pixels)).cpu())
             if not parts:
-                raise FrameError(f"{tracklet.name} has no frames")
+                raise FrameError(
+                    f"tracklet {tracklet.name!r} must have at least one frame, got none"
+                )
             of_frames = torch.cat(parts)
             clips = sample_dense(len(of_frames), model.config.clip_length)
             features.append(of_frames[torch.tensor(clips)].mean(1).mean(0))

@@ -32,7 +32,7 @@ from tfclip.files import replace_when_done
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 LEAST_GAIN = 1.2
 """How many times as fast as the wider type a narrower one must be to be chosen."""
@@ -185,4 +185,4 @@ def _remember(path: Path, key: str, seconds: dict[str, float]) -> None:
         with replace_when_done(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except SaveError as error:
-        logger.info("the measured speed is not kept: %s", error)
+        _logger.info("the measured speed is not kept: %s", error)

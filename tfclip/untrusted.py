@@ -48,6 +48,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return what a message should quote of an error that tells its reason first, then a lot more.
+
+    Example:
+        >>> first_line(RuntimeError("sizes differ\n\nThe frames of Python are ..."))
+        'sizes differ'
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def printable(text: object) -> str:
     r"""Return how a message quotes a name: as it is, or escaped where it would break the line.
 

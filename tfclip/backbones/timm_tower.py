@@ -21,6 +21,7 @@ from tfclip.backbones.base import (
 )
 from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError
+from tfclip.untrusted import first_line
 
 # timm models and tags whose last layer maps into a joint image-text space, unless the tag was tuned
 # ("ft") on labels; the last layer of any other is a classifier.
@@ -56,7 +57,7 @@ class TimmBackbone(Backbone):
             except Exception as error:  # each of timm's models refuses in its own way
                 raise ConfigError(
                     f"{config.backbone!r} cannot encode frames of {config.frame_size} to tokens: "
-                    f"{_first_line(error)}"
+                    f"{first_line(error)}"
                 ) from error
             self.grid = _feature_grid(features, tower, self.num_prefix)
             self.accepts_camera = features.ndim == 3 and hasattr(tower, "norm_pre")
@@ -157,7 +158,7 @@ def _create_timm(config: TFCLIPConfig, *, pretrained: bool) -> Any:
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"{config.backbone!r} cannot be built with frame_size {config.frame_size} and "
-            f"backbone_options {dict(config.backbone_options)}: {_first_line(error)}"
+            f"backbone_options {dict(config.backbone_options)}: {first_line(error)}"
         ) from error
     # timm loads strictly only with the last layer that the weights have, so it goes afterwards.
     if tower.num_classes != num_classes:
@@ -172,10 +173,6 @@ def _with_size_if_taken(create: Callable[..., Any], frame_size: tuple[int, int])
         if "img_size" not in str(error):
             raise
     return create()  # it takes frames of any size
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _joint_width(name: str, tags: list[str]) -> int:

@@ -197,7 +197,8 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
         h5py: Any = importlib.import_module("h5py")
     except ImportError as error:
         raise MissingExtraError(
-            f"{path} is a MATLAB file of version 7.3, which needs h5py: pip install 'tfclip[mat]'"
+            f"{path} is a MATLAB file of version 7.3, which needs h5py; "
+            "install it with: pip install 'tfclip[mat]'"
         ) from error
     try:
         with h5py.File(path, "r") as file:

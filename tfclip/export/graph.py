@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tfclip.errors import ExportError
 from tfclip.model import TFCLIP
+from tfclip.untrusted import first_line
 
 Pixels = Literal["uint8", "normalized"]
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -118,7 +119,7 @@ def trace(
         raise ExportError(
             f"backbone {model.config.backbone!r} with the temporal head "
             f"{model.config.temporal_head!r} cannot be traced by torch {torch.__version__}: "
-            f"{str(error).strip().partition(chr(10))[0]}"
+            f"{first_line(error)}"
         ) from error
 
 

@@ -16,6 +16,7 @@ import torch
 
 from tfclip.errors import ExportError, MissingExtraError
 from tfclip.export.description import FORMAT_VERSION, KEY
+from tfclip.untrusted import first_line
 
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -52,7 +53,7 @@ class ExportedModel:
         except MissingExtraError:
             raise
         except Exception as error:  # each runtime has exceptions of its own
-            raise ExportError(f"{path} cannot be opened: {_first_line(error)}") from error
+            raise ExportError(f"{path} cannot be opened: {first_line(error)}") from error
         self.description = _read_description(path, text)
 
     def __call__(self, frames: np.ndarray, cameras: np.ndarray | None = None) -> np.ndarray:
@@ -176,7 +177,3 @@ def _read_description(path: Path, text: str | None) -> dict[str, Any]:
             f"to {FORMAT_VERSION}; upgrade with: pip install --upgrade tfclip"
         )
     return description
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

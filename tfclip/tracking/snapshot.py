@@ -104,8 +104,8 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
                 raise SnapshotError(f"{path} is no snapshot of a TrackletEncoder")
             if version != str(FORMAT_VERSION):
                 raise SnapshotError(
-                    f"{path} has format {version}, and this tfclip reads {FORMAT_VERSION}; "
-                    "update tfclip"
+                    f"{path} has format version {version} and this tfclip reads up to "
+                    f"{FORMAT_VERSION}; upgrade with: pip install --upgrade tfclip"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
