@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.traps import full_disk
 from tfclip.data import (
     EmbeddingTable,
     Thumbnail,
@@ -217,9 +218,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "t.safetensors"
     make_table().save(path)
     before = path.read_bytes()
-
-    def full_disk(*arguments, **options):
-        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(SaveError, match="No space left on device"):

@@ -15,16 +15,13 @@ import pytest
 import torch
 
 import tfclip
+from tests.gallery_entries import rows
 from tfclip import TFCLIP, Gallery
 from tfclip.data import EmbeddingTable, model_fingerprint
 from tfclip.errors import GalleryError, MissingExtraError, SaveError, TableError
 from tfclip.gallery import Between
 
 ROOT = Path(tfclip.__file__).parents[1]
-
-
-def rows(count: int, width: int = 8, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, width))
 
 
 def table(count: int = 4, **options: Any) -> EmbeddingTable:

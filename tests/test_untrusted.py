@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 from tests.data_trees import element, mat_file, variable
+from tests.traps import Bomb
 from tfclip import TFCLIP, Gallery, convert
 from tfclip.checkpoints import read_checkpoint
 from tfclip.data import EmbeddingTable, Tracklet, read_csv, read_mat
@@ -208,23 +209,13 @@ def test_a_matrix_that_was_never_written_takes_no_memory(
 # Code
 
 
-class Writer:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("read", [read_checkpoint, convert.from_reference, convert.read_clip])
 def test_a_pickle_that_would_write_a_file_is_refused_and_does_not(
     tmp_path: Path, refused: Callable[..., str], read: Callable[[Path], object], protocol: int
 ) -> None:
     path, mark = tmp_path / "best_model.pth.tar", tmp_path / "mark"
-    path.write_bytes(pickle.dumps({"weight": Writer(mark)}, protocol))
+    path.write_bytes(pickle.dumps({"weight": Bomb(mark)}, protocol))
     assert "a pickle can run any code" in refused(read, path, WeightsError)
     assert not mark.exists()
     pickle.loads(path.read_bytes())

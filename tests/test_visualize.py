@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import io
 import sys
 from html.parser import HTMLParser
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.traps import full_disk
 from tfclip.data import EmbeddingTable, SyntheticTracklets, Thumbnail, search_table
 from tfclip.errors import MissingExtraError, SaveError
 from tfclip.functional import Pairs, evaluate_ranking
@@ -148,9 +148,6 @@ def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch, suffix):
     save_figure(figure, path)
     before = path.read_bytes()
     assert len(before) > 500
-
-    def full_disk(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(SaveError, match="No space left on device"):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.cli.commands import full_disk, run, width_of
+from tests.cli.commands import run, width_of
+from tests.traps import full_disk
 from tfclip import TFCLIP
 from tfclip.data import EmbeddingTable
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.cli.commands import LAYOUT, ROOT, draw_frames, full_disk, run
+from tests.cli.commands import LAYOUT, ROOT, draw_frames, run
+from tests.traps import full_disk
 from tfclip import TFCLIP, jobs
 from tfclip.data import EmbeddingTable
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.cli.commands import LAYOUT, draw_frames, full_disk, make_model, run, usage_error
+from tests.cli.commands import LAYOUT, draw_frames, make_model, run, usage_error
+from tests.traps import full_disk
 from tfclip import jobs
 from tfclip.data import read_folder
 from tfclip.errors import TableError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.commands import ROOT, full_disk, run, usage_error, width_of
+from tests.cli.commands import ROOT, run, usage_error, width_of
+from tests.traps import full_disk
 from tfclip.data import EmbeddingTable
 
 

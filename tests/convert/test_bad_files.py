@@ -7,7 +7,6 @@ import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,18 +17,9 @@ from torch import Tensor, nn
 
 from tests.convert.checkpoint_files import one_sentence, save_scripted, scripting
 from tests.recorded import read_golden
+from tests.traps import Bomb
 from tfclip import convert
 from tfclip.errors import ConfigError, WeightsError
-
-
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 class ScriptedBomb(nn.Module):

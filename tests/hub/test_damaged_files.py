@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.hub.saved_models import message_of
+from tests.traps import Bomb
 from tfclip import hub
 from tfclip.errors import WeightsError
 from tfclip.model import TFCLIP
@@ -30,24 +30,14 @@ def test_a_file_that_does_not_exist_is_named(tmp_path: Path):
         read_safetensors(tmp_path / "none.safetensors")
 
 
-class Explosive:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "best_model.pth.tar"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path, name: str, zipped: bool):
     path, trace = tmp_path / name, tmp_path / "it ran"
     if zipped:
-        torch.save({"weight": Explosive(trace)}, path)
+        torch.save({"weight": Bomb(trace)}, path)
     else:
-        path.write_bytes(pickle.dumps({"weight": Explosive(trace)}))
+        path.write_bytes(pickle.dumps({"weight": Bomb(trace)}))
     with pytest.raises(WeightsError, match=r"is a pickle, .* only `tfclip convert` reads") as error:
         read_safetensors(path)
     assert str(path) in message_of(error)

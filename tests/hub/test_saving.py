@@ -1,18 +1,32 @@
-"""Saving that goes wrong never leaves half a model."""
+"""Saving never leaves half a model, and says why it failed."""
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.hub.saved_models import CONFIG, assert_same, content, make_model, message_of
+from tests.traps import full_disk
 from tfclip import hub
 from tfclip.errors import SaveError, WeightsError
 from tfclip.model import TFCLIP
+
+
+def test_saving_over_the_folder_that_a_model_came_from_is_safe(model: TFCLIP, folder: Path):
+    loaded = hub.load(TFCLIP, folder)
+    hub.save(loaded, folder)
+    hub.save(loaded, folder)
+    assert_same(model, loaded)
+    assert_same(model, hub.load(TFCLIP, folder))
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(model: TFCLIP, tmp_path: Path):
+    with pytest.raises(SaveError, match="File name too long") as error:
+        model.save_pretrained(tmp_path / ("x" * 300))
+    message_of(error)
+    assert content(tmp_path) == {}
 
 
 def test_no_write_permission_is_one_sentence(model: TFCLIP, tmp_path: Path):
@@ -41,18 +55,15 @@ def test_a_disk_that_fills_up_leaves_the_old_model_whole(model: TFCLIP, folder: 
 def test_a_full_disk_leaves_nothing_in_a_new_folder(
     model: TFCLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    def full(*args: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     if name == "model.safetensors":
-        monkeypatch.setattr(hub, "save_file", full)
+        monkeypatch.setattr(hub, "save_file", full_disk)
     else:
         write = Path.write_text
         stem = Path(name).stem
         monkeypatch.setattr(
             Path,
             "write_text",
-            lambda path, *rest: full() if stem in path.name else write(path, *rest),
+            lambda path, *rest: full_disk() if stem in path.name else write(path, *rest),
         )
     with pytest.raises(SaveError, match="No space left on device"):
         hub.save(model, tmp_path / "new")
