@@ -6,8 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from tfclip.cli.shared import UsageError, add_command, existing, layout
-from tfclip.errors import TFCLIPError
+from tfclip.cli.shared import add_command, existing, layout, wrong_usage
 
 
 def add_parser(commands: Any) -> None:
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from tfclip import hub
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with wrong_usage():
         hub.check_device(device)
         page = app.build_app(
             options.model or "tfclip-tiny",
@@ -79,10 +78,6 @@ def run(options: argparse.Namespace) -> None:
             any_model=options.host in LOOPBACK,
             device=device,
         )
-    except ValueError as error:
-        if isinstance(error, TFCLIPError):
-            raise
-        raise UsageError(str(error)) from error
     if options.host not in LOOPBACK:
         print(f"tfclip: everybody who can reach {options.host} can use this page", file=sys.stderr)
     app.serve(page, options.host, options.port)

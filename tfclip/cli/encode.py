@@ -17,6 +17,7 @@ from tfclip.cli.shared import (
     load_model,
     natural,
     positive,
+    wrong_usage,
 )
 from tfclip.remote import is_address
 
@@ -172,10 +173,8 @@ def run(options: argparse.Namespace) -> None:
     )
     tracklets = _read_tracklets(options)
     model, revision, fingerprint = load_model(options)
-    try:
+    with wrong_usage("--merge-tokens"):
         model.merge_tokens(options.merge_tokens)
-    except ValueError as error:
-        raise UsageError(f"--merge-tokens: {error}") from error
     start = time.monotonic()
     table = encode_to_file(
         model,

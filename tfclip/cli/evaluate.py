@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,9 @@ from tfclip.cli.shared import (
     layout,
     load_model,
     positive,
+    wrong_usage,
 )
-from tfclip.errors import SaveError, TFCLIPError
+from tfclip.errors import SaveError
 
 if TYPE_CHECKING:
     from tfclip.data.benchmarks import Dataset
@@ -133,7 +132,7 @@ def _rate(text: str) -> float:
 def run(options: argparse.Namespace) -> None:
     """Evaluate a model and print its report."""
     _check_pictures(options)
-    with _values_named():
+    with wrong_usage():
         dataset = _read_dataset(options)
         dataset.protocol(options.protocol)
     _make_folders(options)
@@ -152,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
     }
     told: Any = {None: False, "only": True, "both": "both"}[options.use_cameras]
     fitted = None
-    with _values_named():
+    with wrong_usage():
         if options.fit_threshold is not None:
             fitted = fit_on_training(
                 model,
@@ -271,14 +270,3 @@ def _read(source: Path | None, options: argparse.Namespace) -> list[Tracklet]:
 
 def _is_table(source: Path) -> bool:
     return source.suffix.lower() in (".csv", ".parquet")
-
-
-@contextlib.contextmanager
-def _values_named() -> Iterator[None]:
-    """Say a wrong value of an argument as wrong usage."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error, TFCLIPError):
-            raise
-        raise UsageError(str(error)) from error

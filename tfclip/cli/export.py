@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tfclip.cli.shared import UsageError, add_command, existing, load_model, positive
+from tfclip.cli.shared import add_command, existing, load_model, positive, wrong_usage
 
 
 def add_parser(commands: Any) -> None:
@@ -72,13 +72,12 @@ Example:
 
 def run(options: argparse.Namespace) -> None:
     """Export a model, and say how well the file agrees."""
-    from tfclip.errors import TFCLIPError
     from tfclip.export import export_model
 
     out: Path = options.out
     source = {**vars(options), "device": "cpu", "dtype": "float32"}
     model, _, fingerprint = load_model(argparse.Namespace(**source))
-    try:
+    with wrong_usage():
         report = export_model(
             model,
             out,
@@ -92,10 +91,6 @@ def run(options: argparse.Namespace) -> None:
             model_name=options.model,
             fingerprint=fingerprint,
         )
-    except ValueError as error:
-        if isinstance(error, TFCLIPError):
-            raise
-        raise UsageError(str(error)) from error
     latency = report.latency
     print(
         f"{out}: {report.size / 1e6:.1f} MB; worst cosine {report.cosine:.6f} in "

@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfclip.cli.shared import PICTURE_SUFFIXES, UsageError, add_command, picture_path, positive
-from tfclip.errors import SaveError, TableError, TFCLIPError
+from tfclip.cli.shared import (
+    PICTURE_SUFFIXES,
+    UsageError,
+    add_command,
+    picture_path,
+    positive,
+    wrong_usage,
+)
+from tfclip.errors import SaveError, TableError
 
 if TYPE_CHECKING:
     from tfclip.data.embeddings import EmbeddingTable
@@ -144,12 +151,8 @@ def _threshold(options: argparse.Namespace, *tables: EmbeddingTable) -> float:
     """Return the threshold of a model, if it was fitted for embeddings such as these."""
     from tfclip import hub
 
-    try:
+    with wrong_usage("--revision"):
         fitted = hub.load_config(options.model, revision=options.revision).calibration
-    except ValueError as error:
-        if isinstance(error, TFCLIPError):
-            raise
-        raise UsageError(f"--revision: {error}") from error
     if not fitted:
         raise UsageError(
             f"--reject: {options.model} holds no threshold; tfclip evaluate --fit-threshold "

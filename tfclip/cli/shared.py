@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,21 @@ PICTURE_SUFFIXES = (".jpg", ".pdf", ".png", ".svg")
 
 class UsageError(Exception):
     """Arguments that contradict each other; argparse reports it."""
+
+
+@contextlib.contextmanager
+def wrong_usage(option: str = "") -> Iterator[None]:
+    """Say a wrong value of an argument as wrong usage; what a file is to blame for goes through.
+
+    Args:
+        option: The option that the value came from, where the message does not name it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, TFCLIPError):
+            raise
+        raise UsageError(f"{option}: {error}" if option else str(error)) from error
 
 
 def add_command(commands: Any, name: str, run: Any, summary: str, text: str) -> Any:
@@ -115,17 +132,11 @@ def load_model(options: argparse.Namespace) -> tuple[TFCLIP, str | None, str]:
     from tfclip.precision import choose_dtype
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with wrong_usage("--device"):
         hub.check_device(device)
-    except ValueError as error:
-        raise UsageError(f"--device: {error}") from error
-    try:
+    with wrong_usage("--revision"):
         # A branch may move on between two runs; the commit that it is now does not.
         source = hub.find(options.model, revision=options.revision).source
-    except ValueError as error:
-        if isinstance(error, TFCLIPError):
-            raise
-        raise UsageError(f"--revision: {error}") from error
     commit = source.rpartition("@")[2] if source.startswith(f"{options.model}@") else None
     model = TFCLIP.from_pretrained(options.model, revision=commit)
     if model.config.provenance.get("weights") == "random":
