@@ -1,4 +1,7 @@
-"""Writing files so that a reader sees the old file or the whole new one, never a part."""
+"""Writing files so that a reader sees the old file or the whole new one, never a part.
+
+What could not be written is refused before the work that would be lost with it.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,36 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """Refuse, before any work, a file that could not be written after it.
+
+    Raises:
+        SaveError: It is a folder, or lies where nothing may be written.
+    """
+    try:
+        if path.is_dir():
+            raise SaveError(f"cannot write {path}: it is a folder")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise SaveError(f"cannot write {path}: {folder} is not a folder")
+    except SaveError:
+        raise
+    except OSError as error:  # the name is too long, or a folder may not be looked into
+        raise SaveError(f"cannot write {path}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SaveError(f"cannot write {path}: no permission to write in {folder}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before any work, to write a folder where a file stands.
+
+    Raises:
+        SaveError: It does.
+    """
+    if os.path.isfile(folder):  # noqa: PTH113 (no name is an error to it)
+        raise SaveError(f"cannot write {folder}: it is not a folder")
 
 
 def _umask() -> int:

@@ -31,6 +31,7 @@ from tfclip.data.embeddings import EmbeddingTable, check_suffix, model_fingerpri
 from tfclip.data.tracklets import Tracklet
 from tfclip.encoding import BATCH_FRAMES, Sampling
 from tfclip.errors import SaveError, TableError
+from tfclip.files import check_file
 from tfclip.frames import open_frames
 from tfclip.groups import Group, GroupEncoder, make_groups, num_frames
 from tfclip.reading import Reading
@@ -238,18 +239,7 @@ def check_output(path: Path) -> None:
         MissingExtraError: Its format needs a package that is not there.
     """
     check_suffix(path)
-    try:
-        if path.is_dir():
-            raise SaveError(f"cannot write {path}: it is a folder")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not folder.is_dir():
-            raise SaveError(f"cannot write {path}: {folder} is not a folder")
-    except SaveError:
-        raise
-    except OSError as error:  # the name is too long, or a folder may not be looked into
-        raise SaveError(f"cannot write {path}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SaveError(f"cannot write {path}: no permission to write in {folder}")
+    check_file(path)
 
 
 def _in_order(finished: Mapping[Group, EmbeddingTable]) -> EmbeddingTable:

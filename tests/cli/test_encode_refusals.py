@@ -174,7 +174,7 @@ def test_options_that_contradict_each_other_are_a_wrong_usage(crops, tmp_path, m
 
 
 def test_without_permission_to_write_nothing_is_begun(crops, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tfclip.jobs.os.access", lambda path, mode: False)
+    monkeypatch.setattr("tfclip.files.os.access", lambda path, mode: False)
     assert run("encode", crops, "--out", tmp_path / "o.safetensors", "--model", "any") == 1
     assert "no permission to write" in capsys.readouterr().err
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from tfclip.cli.shared import add_command, positive
-from tfclip.errors import SaveError
-from tfclip.files import replace_when_done
+from tfclip.files import check_folder, replace_when_done
 
 
 def add_parser(commands: Any) -> None:
@@ -61,8 +59,7 @@ def run(options: argparse.Namespace) -> None:
     """Convert a checkpoint to a model folder."""
     from tfclip import convert
 
-    if os.path.isfile(options.out):  # noqa: PTH113 (no name is an error to it)
-        raise SaveError(f"cannot write {options.out}: it is not a folder")
+    check_folder(options.out)
     arguments: dict[str, Any] = {
         "neck": options.neck,
         "clip_length": options.clip_length,

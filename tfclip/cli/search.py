@@ -15,7 +15,8 @@ from tfclip.cli.shared import (
     positive,
     wrong_usage,
 )
-from tfclip.errors import SaveError, TableError
+from tfclip.errors import TableError
+from tfclip.files import check_file
 
 if TYPE_CHECKING:
     from tfclip.data.embeddings import EmbeddingTable
@@ -93,8 +94,8 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError("--reject and --model NAME, whose threshold it is, go together")
     if options.picture:
         check_matplotlib()
-    if options.report is not None and options.report.is_dir():
-        raise SaveError(f"cannot write {options.report}: it is a folder")
+    if options.report is not None:
+        check_file(options.report)
     queries = _pick(EmbeddingTable.load(options.queries), options.query, options.queries)
     gallery = EmbeddingTable.load(options.gallery)
     queries.check_comparable(gallery)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from tfclip.data.benchmarks.records import FrameRule
 from tfclip.data.embeddings import model_fingerprint
 from tfclip.data.tracklets import Tracklet
 from tfclip.encoding import BATCH_FRAMES
-from tfclip.errors import SaveError, TableError
+from tfclip.errors import TableError
 from tfclip.evaluation.run import cache_folder, check_cameras
+from tfclip.files import check_folder
 from tfclip.functional import (
     Calibration,
     Pairs,
@@ -166,16 +166,6 @@ def save_calibrated(
     """
     check_folder(Path(folder))
     hub.copy_with_config(name_or_path, folder, revision=revision, calibration=fitted.to_dict())
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse, before any work, to write a folder where a file stands.
-
-    Raises:
-        SaveError: It does.
-    """
-    if os.path.isfile(folder):  # noqa: PTH113 (no name is an error to it)
-        raise SaveError(f"cannot write {folder}: it is not a folder")
 
 
 def _of_other_people(dataset: Dataset, tested: Sequence[Tracklet]) -> list[Tracklet]:

@@ -19,7 +19,7 @@ from tfclip.export.formats import openvino_properties, write_onnx, write_openvin
 from tfclip.export.graph import Pixels, Precision, trace
 from tfclip.export.parity import ParityReport, check_parity, machine, measure_latency, versions
 from tfclip.export.runtimes import SUFFIXES, ExportedModel, import_extra, quiet_openvino
-from tfclip.files import replace_when_done
+from tfclip.files import check_file, replace_when_done
 from tfclip.model import TFCLIP
 
 Format = Literal["torch", "onnx", "openvino"]
@@ -99,7 +99,7 @@ def export_model(
     path = Path(path)
     format = _format_of(path, format)
     _check_options(model, format, precision, quantize, pixels, camera_input, opset, min_cosine)
-    _check_place(path)
+    check_file(path)
     _check_extra(format, quantize)
     _check_size(model, format, precision)
     reduced = precision != "float32" or quantize is not None
@@ -233,15 +233,6 @@ def _check_options(
         raise ValueError(f"opset must be a whole number from 18 on, got {opset!r}")
     if min_cosine is not None and not -1 <= min_cosine <= 1:
         raise ValueError(f"min_cosine must be from -1 to 1, got {min_cosine}")
-
-
-def _check_place(path: Path) -> None:
-    """Refuse, before any work, a place where nothing can be written after it."""
-    if path.is_dir():
-        raise SaveError(f"cannot write {path}: it is a folder")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise SaveError(f"cannot write {path}: {folder} is not a folder")
 
 
 def _check_extra(format: Format, quantize: str | None) -> None:
