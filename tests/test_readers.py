@@ -14,6 +14,7 @@ from tfclip.data.readers import compile_layout
 from tfclip.data.tracklets import Thumbnail, load_thumbnails
 from tfclip.errors import FrameError, MissingExtraError, TableError
 
+
 def draw(path, colour=0, size=(4, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (colour, 0, 0)).save(path)

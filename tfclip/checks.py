@@ -80,8 +80,7 @@ def check_cameras(cameras: Tensor, num_clips: int, num_cameras: int) -> None:
         )
     if cameras.min() < -1 or cameras.max() >= num_cameras:
         raise ValueError(
-            f"cameras must be 0 to {num_cameras - 1}, or -1 where not known, "
-            f"got {cameras.tolist()}"
+            f"cameras must be 0 to {num_cameras - 1}, or -1 where not known, got {cameras.tolist()}"
         )
 
 

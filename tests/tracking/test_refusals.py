@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 
 from tests.tracking.growing import close, draw
 from tfclip import TrackletEncoder
