@@ -7,6 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tfclip import convert
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -30,3 +32,16 @@ def shallow_checkpoint() -> dict[str, Tensor]:
         for name, tensor in release_checkpoint().items()
         if "resblocks" not in name or ".resblocks.0." in name
     }
+
+
+def our_names() -> dict[str, str]:
+    """Map each name of the reference to ``model.`` or ``objective.`` and our own."""
+    checkpoint = read_golden("state_dict")
+    names = {}
+    for prefix, table in (
+        ("model.", convert._MODEL_NAMES),
+        ("objective.", convert._OBJECTIVE_NAMES),
+    ):
+        new_names = convert._new_names(checkpoint, table)
+        names |= {theirs: prefix + ours for theirs, ours in new_names.items()}
+    return names

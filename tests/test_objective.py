@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.recorded import our_names
 from tfclip import CLIPMemory, TFCLIPObjective, convert, functional
 from tfclip.losses import identity_loss
 from tfclip.objective import LOSS_WEIGHTS
@@ -43,15 +44,7 @@ def by_their_names(model, objective) -> dict[str, Tensor]:
     ours = {f"model.{name}": x for name, x in model.named_parameters()}
     ours |= {f"objective.{name}": x for name, x in objective.named_parameters()}
     ours |= {f"objective.{name}": x for name, x in objective.named_buffers()}
-    checkpoint = convert.read_checkpoint(GOLDEN / "state_dict.safetensors")
-    found = {}
-    for prefix, table in (
-        ("model.", convert._MODEL_NAMES),
-        ("objective.", convert._OBJECTIVE_NAMES),
-    ):
-        names = convert._new_names(checkpoint, table)
-        found |= {theirs: ours[prefix + renamed] for theirs, renamed in names.items()}
-    return found
+    return {theirs: ours[name] for theirs, name in our_names().items()}
 
 
 @pytest.fixture(scope="module")

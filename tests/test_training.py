@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.recorded import our_names
 from tfclip import TFCLIPObjective, convert
 from tfclip.training import Recipe, named_parameters
 
@@ -27,11 +28,12 @@ def rates(recipe, model, objective):
     return {name: of[id(p)] for name, p in named_parameters(model, objective)}
 
 
-def test_every_parameter_learns_at_the_rate_and_decay_of_the_reference(reference, our_names):
+def test_every_parameter_learns_at_the_rate_and_decay_of_the_reference(reference):
+    renamed = our_names()
     recorded = json.loads((GOLDEN / "optimizer_groups.json").read_text())
     ours = rates(Recipe(), *reference)
     theirs = {
-        our_names[name]: group
+        renamed[name]: group
         for name, group in recorded["groups"].items()
         if name not in recorded["no_gradient_in_official_forward"]
     }
@@ -105,17 +107,3 @@ def test_presets_have_the_epochs_they_are_named_for():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.fixture(scope="module")
-def our_names():
-    """Map each name of the reference to ``model.`` or ``objective.`` and our own."""
-    checkpoint = convert.read_checkpoint(GOLDEN / "state_dict.safetensors")
-    names = {}
-    for prefix, table in (
-        ("model.", convert._MODEL_NAMES),
-        ("objective.", convert._OBJECTIVE_NAMES),
-    ):
-        new_names = convert._new_names(checkpoint, table)
-        names |= {theirs: prefix + ours for theirs, ours in new_names.items()}
-    return names

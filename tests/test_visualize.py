@@ -1,7 +1,6 @@
 import dataclasses
 import io
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.pages import read_page
 from tests.traps import full_disk
 from tfclip.data import EmbeddingTable, SyntheticTracklets, Thumbnail, search_table
 from tfclip.errors import MissingExtraError, SaveError
@@ -450,19 +450,11 @@ def test_the_page_of_a_search_needs_nothing_else_and_escapes_names(tmp_path):
         title="<i>",
         facts=["<u>"],
     )
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    tags, sources = [], []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            tags.append(tag)
-            sources.extend(value for name, value in attrs if name in ("src", "href"))
-
-    Reader().feed(page)
+    page, tags, sources = read_page(tmp_path / "page.html")
     assert not {"script", "link", "iframe", "a", "i", "u"} & set(tags)
     assert tags.count("b") == 1  # the distance
     assert len(sources) == 3
-    assert all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert "://" not in page
     assert "Nothing is near enough, or left of the gallery." in page
     with pytest.raises(ValueError, match="rows must have at least one query"):

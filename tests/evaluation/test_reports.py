@@ -3,12 +3,12 @@
 import csv
 import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.literally import scores_of
+from tests.pages import read_page
 from tfclip.data import own_dataset
 from tfclip.evaluation import evaluate_model, write_page, write_report
 
@@ -98,18 +98,10 @@ def test_a_gallery_without_other_persons_has_no_error_rate(tiny_model, people):
 
 def test_the_page_needs_nothing_else_and_escapes_names(report, tmp_path):
     write_page(report, tmp_path / "report.html", threshold=0.1)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    tags, sources = [], []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            tags.append(tag)
-            sources.extend(value for name, value in attrs if name in ("src", "href"))
-
-    Reader().feed(page)
+    page, tags, sources = read_page(tmp_path / "report.html")
     assert not {"script", "link", "iframe", "a", "b"} & set(tags)
     assert len(sources) == 3
-    assert all(str(source).startswith("data:image/png;base64,") for source in sources)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "&lt;b&gt;|tiny" in page
     assert f"{report.rows[0].result.mAP:.2%}" in page
     assert "://" not in page

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tfclip.cli.shared import add_command, existing, load_model, positive, wrong_usage
+from tfclip.cli.shared import (
+    add_command,
+    add_model_name,
+    existing,
+    load_model,
+    positive,
+    wrong_usage,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -34,13 +41,7 @@ Example:
     command.add_argument(
         "--format", choices=("onnx", "openvino", "torch"), help="default: what OUT ends in"
     )
-    command.add_argument(
-        "--model",
-        default="tfclip-tiny",
-        metavar="NAME",
-        help="a folder, a Hub repository owner/name or a bundled model (tfclip-tiny)",
-    )
-    command.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    add_model_name(command)
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

@@ -59,6 +59,11 @@ def add_model(command: Any) -> None:
         default="float32",
         help="(float32); auto: float32 or half of it, whichever is fast here, measured once",
     )
+    add_model_name(command)
+
+
+def add_model_name(command: Any) -> None:
+    """Add the options that say which model."""
     command.add_argument(
         "--model",
         default="tfclip-tiny",
