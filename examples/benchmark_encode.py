@@ -35,11 +35,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tfclip import TFCLIP, TFCLIPConfig, functional, speed
+from tfclip import TFCLIP, TFCLIPConfig, functional, int8, speed
 from tfclip.data import SyntheticTracklets
 from tfclip.encoding import Sampling
 from tfclip.frames import sample_dense
-from tfclip.precision import choose_dtype, processor_name
+from tfclip.precision import choose_dtype, convert, processor_name
 from tfclip.preprocess import Preprocess
 
 NUM_FRAMES = 8
@@ -120,7 +120,7 @@ def make(way: str, device: str) -> Encode:
         return timm_tower(words, device)
     if "auto" in words:
         words.append(str(choose_dtype(model.to(device))).removeprefix("torch."))
-    dtype = torch.bfloat16 if "bfloat16" in words else torch.float32
+    dtype = torch.bfloat16 if {"bfloat16", "int8"} & set(words) else torch.float32
     model = model.to(device, torch.float16 if "float16" in words else dtype)
     if name == "reference":
         return lambda frames: reference(model, frames.to(model.dtype))
@@ -132,6 +132,7 @@ def make(way: str, device: str) -> Encode:
         model.compile_tower(mode, frames=4 * NUM_FRAMES if device == "cuda" else NUM_FRAMES)
     merged = [int(word.removeprefix("merge")) for word in words if word.startswith("merge")]
     model.merge_tokens(merged[0] if merged else 0)
+    model.quantize_dynamic("int8" in words)
     return lambda frames: ours(model, frames)
 
 
@@ -156,6 +157,7 @@ WAYS = (
     "timm bfloat16",
     "ours bfloat16",
     "ours auto",
+    "ours int8",
     "ours bfloat16 merge8",
     "ours bfloat16 merge16",
 )
@@ -182,10 +184,17 @@ def products_per_frame(config: TFCLIPConfig, *, bare: bool = False) -> float:
 def product(dtype: torch.dtype, device: str) -> dict[str, tuple[float, Callable[[], Tensor]]]:
     """Return products of matrices that a machine is fast at, with their operations."""
     rows, inner, outer = (1032, 768, 3072) if device == "cpu" else (8192, 8192, 8192)
-    x = torch.randn(rows, inner).to(device, dtype)
-    weight, bias = torch.randn(outer, inner).to(device, dtype), torch.zeros(outer).to(device, dtype)
-    square = torch.randn(2048, 2048).to(device, dtype)
+    kept = torch.bfloat16 if dtype == torch.int8 else dtype
+    x, weight = torch.randn(rows, inner).to(device, kept), torch.randn(outer, inner)
+    weight, bias = weight.to(device, kept), torch.zeros(outer).to(device, kept)
     size = 2.0 * rows * inner * outer
+    if dtype == torch.int8:
+        rounded, (steps, _) = int8.round_weight(weight), int8.round_rows(x)
+        return {
+            "oneDNN, as a layer": (size, lambda: int8.multiply(steps, rounded, x.dtype)),
+            "ours, with rounding": (size, lambda: int8.linear(x, weight, bias)),
+        }
+    square = torch.randn(2048, 2048).to(device, dtype)
     return {
         "torch, as a layer": (size, lambda: F.linear(x, weight, bias)),
         "torch, 2048 cubed": (2.0 * 2048**3, lambda: square @ square),
@@ -230,7 +239,8 @@ def measure_rates(options: argparse.Namespace) -> None:
     rivals = {way: make(way, device) for way in ways}
     rivals |= {f"exported {path}": exported(path) for path in options.exported}
     truth_of = make("reference", device)
-    products = {dtype: product(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    dtypes = {torch.float32, torch.bfloat16, *(kind_of(way, device) for way in ways)}
+    products = {dtype: product(dtype, device) for dtype in sorted(dtypes, key=str)}
     times: dict[object, list[float]] = {}
     with torch.inference_mode():
         truth = truth_of(frames)
@@ -288,6 +298,8 @@ def kind_of(way: str, device: str) -> torch.dtype:
     """Return the type whose limit a way is compared with."""
     if "auto" in way:
         return choose_dtype(TFCLIP(TFCLIPConfig()).to(device))
+    if "int8" in way:
+        return torch.int8
     return torch.bfloat16 if "float16" in way else torch.float32  # bfloat16, and float16 alike
 
 
@@ -325,13 +337,12 @@ def print_peak(options: argparse.Namespace) -> None:
 
 def measure_growth(options: argparse.Namespace) -> None:
     """Print frames a second against the length of a tracklet, and against ``batch_frames``."""
-    model = TFCLIP(TFCLIPConfig()).eval().to(options.device)
-    model.to(choose_dtype(model) if options.dtype == "auto" else getattr(torch, options.dtype))
+    model = convert(TFCLIP(TFCLIPConfig()).eval().to(options.device), options.dtype)
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (max(options.lengths), 256, 128, 3), dtype=np.uint8)
     model.encode_sequence(frames[:NUM_FRAMES])  # warm up
     describe_machine(options.device)
-    print(f"{model.dtype}, medians of {options.rounds}\n| frames | frames/s |\n| ---: | ---: |")
+    print(f"{model.precision}, medians of {options.rounds}\n| frames | frames/s |\n| ---: | ---: |")
     for length in options.lengths:
         print(f"| {length} | {rate(model, frames[:length], options):.1f} |")
     print("\n| batch_frames | frames/s |\n| ---: | ---: |")
@@ -370,12 +381,15 @@ def measure_accuracy(options: argparse.Namespace) -> None:
     print(
         "| what | mAP | rank-1 | least cosine | mean cosine |\n| --- | ---: | ---: | ---: | ---: |"
     )
-    for what in ("float32", "bfloat16", "float16", *(f"merge {n}" for n in (1, 2, 3, 4, 6, 8))):
+    whats = ["float32", "bfloat16", "float16", *(f"merge {n}" for n in (1, 2, 3, 4, 6, 8))]
+    if not int8.why_not():
+        whats.insert(3, "int8")
+    for what in whats:
         model = TFCLIP.from_pretrained("tfclip-tiny", device=options.device)
         if what.startswith("merge"):
             model.merge_tokens(int(what.removeprefix("merge ")))
         else:
-            model.to(getattr(torch, what))
+            convert(model, what)
         found = model.encode_sequences(tracklets)
         distance = functional.squared_euclidean_distance(found, found)
         result = functional.evaluate_ranking(distance, persons, persons, cameras, cameras)
@@ -475,7 +489,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--exported", nargs="*", default=(), metavar="FILE", help="rates: of export"
     )
     parser.add_argument("--memory", action="store_true", help="rates: peak, in own processes")
-    parser.add_argument("--dtype", default="float32", help="growth: float32, bfloat16, auto")
+    parser.add_argument("--dtype", default="float32", help="growth: float32, bfloat16, int8, auto")
     parser.add_argument(
         "--lengths", nargs="+", type=int, default=[1, 8, 32, 128], help="growth: of tracklets"
     )

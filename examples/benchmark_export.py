@@ -14,6 +14,8 @@ and whose cosines are not.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import platform
 import statistics
 import tempfile
@@ -27,12 +29,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, normalize
 
-from tfclip import TFCLIP, TFCLIPConfig, functional
+from tfclip import TFCLIP, TFCLIPConfig, functional, int8
 from tfclip.data import SyntheticTracklets
 from tfclip.errors import ExportError
 from tfclip.export import ExportedModel, export_model
 from tfclip.export.graph import ClipEncoder
 from tfclip.frames import sample_dense
+from tfclip.precision import convert
 from tfclip.preprocess import Preprocess
 
 Route = Callable[[torch.Tensor], torch.Tensor]  # pixels (B, T, 3, H, W) to embeddings
@@ -59,20 +62,32 @@ def draw(model: TFCLIP, clips: int, frames: int) -> torch.Tensor:
 
 
 def reference_style(model: TFCLIP, pixels: torch.Tensor) -> torch.Tensor:
-    """Give embeddings as the reference does: float32, all outputs, attention written out."""
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+    """Give embeddings as the reference does: float32, all outputs, attention written out.
+
+    Where gradients could be recorded, though no parameter asks for any, the library takes none of
+    its short ways.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         return model(Preprocess(model.config).normalize(pixels)).embedding
+
+
+def encode(model: TFCLIP, pixels: torch.Tensor) -> torch.Tensor:
+    """Give embeddings as the library's own encoding does."""
+    frames = Preprocess(model.config).normalize(pixels, dtype=model.dtype)
+    tokens = model.encode_frames(frames.flatten(0, 1))
+    return model.embed(tokens.unflatten(0, frames.shape[:2])).float()
 
 
 def torch_routes(model: TFCLIP, only: list[str]) -> dict[str, Route]:
     """Return the ways that stay in torch."""
-    half = ClipEncoder(TFCLIP(model.config).eval(), "uint8").eval()
-    half.model.load_state_dict(model.state_dict())
-    half.model.bfloat16()
-    whole = ClipEncoder(model, "uint8").eval()
-    encoders: dict[str, Any] = {"torch float32": whole, "torch bfloat16": half}
-    encoders["torch.compile float32"] = torch.compile(whole, dynamic=False)
-    encoders["torch.compile bfloat16"] = torch.compile(half, dynamic=False)
+    models = {name: copy.deepcopy(model) for name in ("bfloat16", "int8")}
+    encoders: dict[str, Any] = {"torch float32": functools.partial(encode, model)}
+    for name, other in models.items():
+        if name != "int8" or int8.why_not() is None:
+            encoders[f"torch {name}"] = functools.partial(encode, convert(other, name))
+    for name, other in (("float32", model), ("bfloat16", models["bfloat16"])):
+        whole = torch.compile(ClipEncoder(other, "uint8").eval(), dynamic=False)
+        encoders[f"torch.compile {name}"] = whole
 
     def route(encoder: Any) -> Route:
         def run(pixels: torch.Tensor) -> torch.Tensor:

@@ -204,12 +204,12 @@ def test_a_weight_that_changes_is_laid_out_anew(change):
 
 def test_a_laid_out_weight_goes_with_its_weight():
     weight = nn.Parameter(torch.randn(256, 256).bfloat16())
-    number = len(speed._PACKED)
+    number = len(speed._packed)
     with torch.inference_mode():
         speed.linear(torch.randn(8, 256).bfloat16(), weight, None)
     del weight
     gc.collect()
-    assert len(speed._PACKED) == number
+    assert len(speed._packed) == number
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -173,7 +173,7 @@ class MemoryDiffusion(nn.Module):
 
     def _hidden(self, x: Tensor) -> Tensor:
         """Return what goes into the last linear layer, (M, N, 4 D), in inference."""
-        return speed.quick_gelu(speed.run(self.mlp[0], self.mlp_norm(x)))
+        return speed.run(self.mlp[0], self.mlp_norm(x), followed_by_quick_gelu=True)
 
     def _attend(self, tokens: Tensor, memory: Tensor) -> Tensor:
         """Append its memory to each frame, (M, N, D), and let its tokens attend to one another."""

@@ -222,7 +222,7 @@ def _describe(
         "settings": {
             "sampling": sampling,
             "cameras": use_cameras,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": model.precision,
             **({"merged_tokens": merged} if (merged := model.backbone.merged_tokens) else {}),
             "tfclip": __version__,
             **reading.settings(),

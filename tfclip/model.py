@@ -21,7 +21,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from tfclip import encoding, hub, precision, speed
+from tfclip import encoding, hub, int8, precision, speed
 from tfclip.backbones import build_backbone
 from tfclip.checks import check_cameras, check_frame_mask, check_frames
 from tfclip.config import TFCLIPConfig
@@ -94,6 +94,7 @@ class TFCLIP(nn.Module):
             "projected": projected_width,
             "temporal": self.temporal.width,
         }
+        self._multiplies_int8 = False
         self._compiled_frames = 0  # as many as the compiled tower takes at once; 0 is not compiled
         self.necks = nn.ModuleDict()
         if config.neck == "after":
@@ -114,6 +115,11 @@ class TFCLIP(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the parameters."""
         return next(self.parameters()).dtype
+
+    @property
+    def precision(self) -> str:
+        """What the model computes in: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``."""
+        return "int8" if self._multiplies_int8 else str(self.dtype).removeprefix("torch.")
 
     @property
     def calibration(self) -> Calibration | None:
@@ -164,7 +170,8 @@ class TFCLIP(nn.Module):
         num_frames = frames.shape[1]
         if codes is not None:
             codes = repeat(codes, "b d -> (b t) d", t=num_frames)
-        tokens = self.backbone(rearrange(frames, "b t c h w -> (b t) c h w"), codes)
+        with int8.multiplying(self._multiplies_int8):
+            tokens = self.backbone(rearrange(frames, "b t c h w -> (b t) c h w"), codes)
         return self.describe(rearrange(tokens, "(b t) n d -> b t n d", t=num_frames), frame_mask)
 
     def encode_frames(self, frames: Tensor, camera_codes: Tensor | None = None) -> Tensor:
@@ -182,9 +189,10 @@ class TFCLIP(nn.Module):
             return speed.in_padded_pieces(
                 self.backbone, self._compiled_frames, frames, camera_codes
             )
-        if "temporal" in self.config.descriptor and self.temporal.reads_tokens:
-            return self.backbone(frames, camera_codes)
-        return self.backbone.encode_class(frames, camera_codes)
+        with int8.multiplying(self._multiplies_int8):
+            if "temporal" in self.config.descriptor and self.temporal.reads_tokens:
+                return self.backbone(frames, camera_codes)
+            return self.backbone.encode_class(frames, camera_codes)
 
     def compile_tower(self, mode: str | None = None, *, frames: int = 8) -> None:
         """Let ``torch.compile`` compile the image tower, in place, when it is first used.
@@ -198,12 +206,46 @@ class TFCLIP(nn.Module):
             frames: Frames in a piece; 64 suits a GPU.
 
         Raises:
-            ValueError: ``frames`` is less than 1.
+            ValueError: ``frames`` is less than 1, or the model multiplies 8-bit numbers.
         """
         if frames < 1:
             raise ValueError(f"frames must be at least 1, got {frames}")
+        if self._multiplies_int8:
+            raise ValueError("a tower that multiplies 8-bit numbers cannot be compiled as well")
         self.backbone.compile(mode=mode)
         self._compiled_frames = frames
+
+    def quantize_dynamic(self, enabled: bool = True) -> None:
+        """Multiply numbers of 8 bits in inference, in place: the fastest way on an x86 processor.
+
+        Weights stay as they are, and so do training and what is saved. Of each linear layer in a
+        CLIP transformer and in temporal diffusion a copy in 8 bits is kept, with a scale for each
+        output channel; tokens are rounded as they come, each with a scale of its own, so that an
+        embedding still depends on its own frames alone. The rest is computed in the type of the
+        parameters; convert them to bfloat16 first. Short functions are compiled at first use, for
+        which there must be a C++ compiler. docs/speed.md tells what it costs.
+
+        Args:
+            enabled: Whether to.
+
+        Raises:
+            ValueError: The processor or torch has no such products, the tower is compiled, or it is
+                not one of CLIP's transformers.
+        """
+        if enabled and (reason := self._why_not_int8()):
+            raise ValueError(f"this model cannot multiply 8-bit numbers: {reason}")
+        self._multiplies_int8 = enabled
+
+    def _why_not_int8(self) -> str | None:
+        if not self.backbone.merges_tokens:
+            return f"only CLIP's vision transformers do, got backbone {self.config.backbone!r}"
+        if self.device.type != "cpu":
+            return f"the model must be on a CPU, got {self.device}"
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            return f"its parameters must be float32 or bfloat16, got {self.dtype}"
+        if self._compiled_frames:
+            return "its tower is compiled"
+        return int8.why_not()
 
     def merge_tokens(self, number: int = 0) -> None:
         """Merge the most alike tokens of a frame as they go through the tower, to save work.
@@ -306,7 +348,8 @@ class TFCLIP(nn.Module):
         """Run the temporal head, whose losses do not reach the tower in the released code."""
         if self.config.temporal_detach:
             frame_tokens, frame_projected = frame_tokens.detach(), frame_projected.detach()
-        return self.temporal(frame_tokens, frame_projected, frame_mask)
+        with int8.multiplying(self._multiplies_int8):
+            return self.temporal(frame_tokens, frame_projected, frame_mask)
 
     def _project_tokens(self, frame_tokens: Tensor, frame_mask: Tensor | None) -> Tensor:
         if self.backbone.projects_linearly:  # then the mean may come first, and T-fold work goes
@@ -426,7 +469,7 @@ class TFCLIP(nn.Module):
         name_or_path: str | Path,
         revision: str | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | Literal["auto"] | None = None,
+        dtype: torch.dtype | Literal["auto", "int8"] | None = None,
     ) -> Self:
         """Load a model in eval mode, every tensor accounted for.
 
@@ -436,20 +479,21 @@ class TFCLIP(nn.Module):
             revision: Branch, tag or full commit hash of the repository.
             device: Where to put the model; None is the CPU.
             dtype: Floating type of the parameters; None is that of the file, ``"auto"`` the one
-                that is fast here, float32 or a half of it: see ``tfclip.precision``.
+                that is fast here, float32 or a half of it: see ``tfclip.precision``. ``"int8"`` is
+                bfloat16 with products of 8-bit numbers: see ``quantize_dynamic``.
 
         Raises:
             WeightsError: The weights are missing, damaged, unsafe or of another architecture.
             ConfigError: ``config.json`` is not one of this library's.
             ValueError: A revision of something that is not on the Hub, a dtype that is not
-                floating-point, or a device that is not there.
+                floating-point or that this machine lacks, or a device that is not there.
             TypeError: ``dtype`` is no type of torch's.
         """
-        if not isinstance(dtype, (torch.dtype, type(None))) and dtype != "auto":
-            raise TypeError(f"dtype must be a torch.dtype, 'auto' or None, got {dtype!r}")
-        known = None if dtype == "auto" else dtype
+        if not isinstance(dtype, (torch.dtype, type(None))) and dtype not in ("auto", "int8"):
+            raise TypeError(f"dtype must be a torch.dtype, 'auto', 'int8' or None, got {dtype!r}")
+        known = dtype if isinstance(dtype, torch.dtype) else None
         model = hub.load(cls, name_or_path, revision=revision, device=device, dtype=known)
-        return model.to(precision.choose_dtype(model)) if dtype == "auto" else model
+        return precision.convert(model, dtype) if isinstance(dtype, str) else model
 
     @classmethod
     def from_clip(

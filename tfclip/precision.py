@@ -18,7 +18,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from tfclip.files import replace_when_done
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
+
+ModelT = TypeVar("ModelT", bound="TFCLIP")
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +67,26 @@ def choose_dtype(model: TFCLIP) -> torch.dtype:
         seconds = measure(device, width, 1 + rows * columns)
         _remember(path, key, seconds)
     return pick(seconds)
+
+
+def convert(model: ModelT, name: str) -> ModelT:
+    """Let a model compute in the precision of a name, in place.
+
+    Args:
+        model: Of any type.
+        name: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"`` as ``choose_dtype`` says;
+            ``"int8"`` for bfloat16 with products of 8-bit numbers.
+
+    Raises:
+        ValueError: ``"int8"``, and this machine or model cannot.
+    """
+    if name == "auto":
+        return model.to(choose_dtype(model))
+    if name == "int8":
+        model = model.to(torch.bfloat16)
+        model.quantize_dynamic()
+        return model
+    return model.to(getattr(torch, name))
 
 
 def pick(seconds: dict[str, float]) -> torch.dtype:

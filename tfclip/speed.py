@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from tfclip import int8
+from tfclip.tensors import MadeOfWeights
 
 # A buffer of this size is still in the caches when it is read again, and small enough for the
 # allocator to hand it out again and again: beyond 32 MiB glibc asks the system for fresh pages each
@@ -29,9 +31,6 @@ _LEAST_WIDTH = 256
 
 # Up to so many keys a matrix of scores is worth having; a clip can have thousands of frames.
 _FEW_TOKENS = 512
-
-_Packed = tuple[tuple[int, int], Tensor]
-_PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight to _Packed
 
 
 def is_inference(x: Tensor) -> bool:
@@ -120,10 +119,13 @@ def in_padded_pieces(run: Callable[..., Tensor], size: int, *tensors: Tensor | N
     return torch.cat(results)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, followed_by_quick_gelu: bool = False
+) -> Tensor:
     """Compute ``x @ weight.T + bias`` in inference.
 
-    On a processor, by oneDNN where that is the faster way:
+    From numbers of 8 bits where ``tfclip.int8.multiplying`` says so. Else, on a processor, by
+    oneDNN where that is the faster way:
 
     - float32: torch takes MKL, which knows Intel's processors; on an AMD EPYC with AVX-512 oneDNN
       is twice as fast.
@@ -134,22 +136,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x: Rows, ``(..., D)``.
         weight: ``(D', D)``.
         bias: ``(D',)`` or None.
+        followed_by_quick_gelu: Apply ``quick_gelu`` to the result.
 
     Returns:
         ``(..., D')``.
     """
-    if not _takes_onednn(x, weight):
-        return F.linear(x, weight, bias)
-    if weight.dtype == torch.bfloat16:
-        weight = _packed(weight)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if is_inference(x) and int8.takes(x, weight):
+        return int8.linear(x, weight, bias, quick_gelu=followed_by_quick_gelu)
+    if _takes_onednn(x, weight):
+        if weight.dtype == torch.bfloat16:
+            weight = _packed(weight)
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    else:
+        y = F.linear(x, weight, bias)
+    return quick_gelu(y) if followed_by_quick_gelu else y
 
 
-def run(layer: nn.Module, x: Tensor) -> Tensor:
+def run(layer: nn.Module, x: Tensor, *, followed_by_quick_gelu: bool = False) -> Tensor:
     """Run a layer by ``linear``, or by its own forward if somebody has replaced or watches it."""
-    if type(layer) is not nn.Linear or is_watched(layer):
-        return layer(x)
-    return linear(x, layer.weight, layer.bias)
+    if type(layer) is nn.Linear and not is_watched(layer):
+        return linear(x, layer.weight, layer.bias, followed_by_quick_gelu=followed_by_quick_gelu)
+    return quick_gelu(layer(x)) if followed_by_quick_gelu else layer(x)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -232,15 +239,13 @@ def _has_amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-def _packed(weight: Tensor) -> Tensor:
-    """Return a weight in oneDNN's own layout, made once for each state of the weight."""
-    state = (weight._version, weight.data_ptr())
-    known: _Packed | None = _PACKED.get(weight)
-    if known is None or known[0] != state:
-        rows = rows_at_once(4 * weight.shape[1], weight.dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        known = _PACKED[weight] = (state, packed)
-    return known[1]
+def _pack(weight: Tensor) -> Tensor:
+    """Lay out a weight as oneDNN likes it."""
+    rows = rows_at_once(4 * weight.shape[1], weight.dtype)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+
+_packed: MadeOfWeights[Tensor] = MadeOfWeights(_pack)
 
 
 @functools.cache

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tfclip.errors import WeightsError
 
 _NAMED_IN_REPORT = 3
+
+MadeT = TypeVar("MadeT")
+
+
+class MadeOfWeights(Generic[MadeT]):
+    """What a function makes of a weight, kept for as long as that lives and does not change.
+
+    Args:
+        make: Takes a weight. Nobody may change what it returns.
+
+    Example:
+        >>> import torch
+        >>> largest = MadeOfWeights(lambda weight: weight.max().item())
+        >>> weight = torch.tensor([1.0, 2.0])
+        >>> largest(weight), largest(weight.mul_(2))
+        (2.0, 4.0)
+    """
+
+    def __init__(self, make: Callable[[Tensor], MadeT]) -> None:
+        self._make = make
+        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight to state and made
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __call__(self, weight: Tensor) -> MadeT:
+        """Return what is known of a weight, or make it."""
+        if weight.is_inference():  # such a tensor does not tell when it changes
+            return self._make(weight)
+        state = (weight._version, weight.data_ptr())
+        known: tuple[tuple[int, int], MadeT] | None = self._made.get(weight)
+        if known is None or known[0] != state:
+            known = self._made[weight] = (state, self._make(weight))
+        return known[1]
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:

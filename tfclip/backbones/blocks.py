@@ -75,7 +75,9 @@ def _project(
 
 def _feed_forward(block: Any, x: Tensor) -> Tensor:
     mlp = block.mlp
-    hidden = speed.linear(block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias)
-    # Of no other activation is it known that nobody needs its input any more.
-    hidden = speed.quick_gelu(hidden) if type(mlp.gelu) is QuickGELU else mlp.gelu(hidden)
+    is_quick = type(mlp.gelu) is QuickGELU
+    first = (block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias)
+    hidden = speed.linear(*first, followed_by_quick_gelu=is_quick)
+    if not is_quick:
+        hidden = mlp.gelu(hidden)
     return speed.add(x, block.ls_2(speed.linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)))

@@ -136,7 +136,7 @@ def evaluate_model(
         model=model_name,
         revision=revision,
         fingerprint=fingerprint,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.precision,
         tfclip_version=__version__,
         torch_version=torch.__version__,
         rows=tuple(found),
