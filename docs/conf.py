@@ -13,7 +13,7 @@ copyright = "2026, The tfclip authors"
 version = release = tfclip.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -173,7 +173,7 @@ def number(text: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", cells("models", "What can be built"), ids=lambda row: row[0])
 def test_a_row_of_the_table_of_models_is_what_is_built(row: list[str]):
-    call = ast.parse(f"TFCLIPConfig({row[0].strip('`')})", mode="eval").body
+    call = ast.parse(f"TFCLIPConfig(backbone={row[0].strip('`')})", mode="eval").body
     assert isinstance(call, ast.Call)
     fields = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
     config = TFCLIPConfig(**fields)
