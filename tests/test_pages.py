@@ -20,7 +20,7 @@ import torch
 from tfclip import TFCLIP, TFCLIPConfig
 from tfclip.backbones import build_backbone
 from tfclip.cli import _build_parser, main
-from tfclip.data import EmbeddingTable
+from tfclip.data import EmbeddingTable, SyntheticTracklets
 from tfclip.objective import LOSS_WEIGHTS
 from tfclip.training import PRESETS, Recipe
 
@@ -157,10 +157,43 @@ def test_messages_that_the_page_explains_are_in_the_code():
         for path in [*(ROOT / "tfclip").rglob("*.py"), ROOT / "examples" / "train.py"]
     )
     sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # a message in two pieces
-    for sign in (sign.strip("`") for sign in signs if sign.startswith("`") and sign.endswith("`")):
-        pieces = re.split(r":|\b\d+\b|'[^']*'|\bnan\b|\.\.\.|last\.pt ", sign)
+    messages = [code for sign in signs for code in re.findall(r"`([^`]* [^`]*)`", sign)]
+    assert len(messages) >= 7
+    for message in messages:
+        pieces = re.split(r":|\b\d+\b|'[^']*'|\bnan\b|\.\.\.|last\.pt ", message)
         for piece in filter(str.strip, pieces):
-            assert piece.strip(" ;:,") in sources, sign
+            assert piece.strip(" ;:,") in sources, message
+
+
+@pytest.mark.slow
+def test_a_folder_gives_its_tower_and_its_settings_and_the_rest_begins_anew(train, tmp_path):
+    config = TFCLIPConfig(
+        backbone_options={"width": 32, "layers": 1, "heads": 2, "patch_size": 8, "output_dim": 16},
+        frame_size=(64, 32),
+        temporal_heads=2,
+        num_cameras=6,
+    )
+    start = TFCLIP(config)
+    start.save_pretrained(tmp_path / "start")
+    people = SyntheticTracklets(2, 2, 1, num_frames=4, frame_size=(64, 32))
+    people.write(tmp_path / "crops")
+    train.main(
+        [
+            *(str(tmp_path / "crops"), "--layout", "{person}/{camera}/{tracklet}"),
+            *("--init", str(tmp_path / "start"), "--device", "cpu", "--out", str(tmp_path / "out")),
+            *("--set", "model.num_cameras=0", "recipe.epochs=1", "recipe.identities_per_batch=2"),
+        ]
+    )
+    tuned = TFCLIP.from_pretrained(tmp_path / "out" / "model")
+    assert tuned.config.num_cameras == 0
+    assert tuned.config.frame_size == config.frame_size
+    moved = {
+        name: (value - start.state_dict()[name]).abs().max().item()
+        for name, value in tuned.state_dict().items()
+    }
+    towers = [moved[name] for name in moved if name.startswith("backbone.")]
+    assert 0 < max(towers) < 1e-4  # one epoch of warm-up
+    assert max(moved[name] for name in moved if name.startswith("temporal.")) > 1e-2
 
 
 # --- models ----------------------------------------------------------------------------------
