@@ -1,10 +1,9 @@
 """What README tells a newcomer to type, run as it stands on drawn people.
 
-Its ``>>>`` examples are run by pytest itself; what would download weights is left out.
+Its ``>>>`` examples are run by pytest itself; what would download weights is left out. Whether
+every command has options that exist is asked in test_docs.py, of all pages.
 """
 
-import re
-import shlex
 from pathlib import Path
 
 import av
@@ -13,22 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
-from tfclip.cli import _build_parser, main
+from tests import doc_blocks
+from tfclip.cli import main
 from tfclip.data import EmbeddingTable, SyntheticTracklets
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = doc_blocks.read_page("README.md")
 PEOPLE = "demo/people-12x3-seed-0"
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [block.text for block in doc_blocks.blocks_of("README.md", language)]
 
 
 def commands(*names):
     """Return the lines of README that call ``tfclip`` with one of these commands."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line[:1] == ["tfclip"] and line[1] in names]
+    found = doc_blocks.blocks_of("README.md", "bash")
+    words = [one for block in found for one in doc_blocks.commands(block)]
+    return [one[1:] for one in words if one[0] == "tfclip" and one[1] in names]
 
 
 @pytest.fixture
@@ -87,10 +87,3 @@ def test_the_commands_encode_search_and_evaluate(workplace, capsys):
     assert "people-12x3-seed-0, protocol own" in said
     with Image.open("ranked.png") as picture:
         assert picture.width > 500
-
-
-def test_every_line_of_the_command_line_has_options_that_exist():
-    lines = commands("demo", "encode", "search", "evaluate", "convert")
-    assert len(lines) >= 9
-    for line in lines:
-        assert _build_parser().parse_args(line).run
