@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -171,7 +172,7 @@ class _Reader(ast.NodeVisitor):
         if any(name in inspect.get_annotations(base) for base in cls.__mro__):
             return None
         sources = (_source(base) for base in cls.__mro__)
-        if not any(f"self.{name}" in source for source in sources):
+        if not any(re.search(rf"\bself\.{name}\b", source) for source in sources):
             place = getattr(node, "lineno", 0)
             self.problems.append(f"line {place}: {cls.__qualname__} has no {name}")
         return None

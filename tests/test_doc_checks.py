@@ -89,13 +89,13 @@ def test_commands_are_split_as_a_shell_splits_them():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("tfclip demo --ouf demo", "unrecognized arguments: --ouf demo"),
+        ("tfclip demo --out demo --ouf demo", "unrecognized arguments: --ouf demo"),
         ("tfclip encode", "the following arguments are required"),
         ("tfclip search a b --top ten", "--top"),
-        ("python examples/train.py synthetic --presett tiny", "unrecognized arguments"),
+        ("python examples/train.py synthetic --out a --presett tiny", "unrecognized"),
         ("python examples/nothing.py", "there is no script"),
-        ("torchrun --processes 2 examples/train.py mars", "there is no script"),
-        ("torchrun --nproc-per-node 2 examples/train.py mars --bf17", "unrecognized arguments"),
+        ("torchrun --processes 2 examples/train.py mars", "unrecognized arguments: --proc"),
+        ("torchrun --nproc-per-node 2 examples/train.py mars --out a --bf17", "ments: --bf17"),
         ('pip install ".[vizz]"', "no extra vizz"),
         ("pip install tfclip-fast", "no package 'tfclip-fast'"),
         ('pytest -m "not slov"', "there is no slov"),

@@ -216,6 +216,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+NOISE = encode(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 DOT = encode(np.zeros((4, 4, 3), dtype=np.uint8))
 BAD: dict[str, tuple[bytes, dict[str, Any], int, str]] = {
     "no picture": (body_of([]), {}, 400, "frames must be 1 to 4, got 0"),
@@ -227,7 +228,7 @@ BAD: dict[str, tuple[bytes, dict[str, Any], int, str]] = {
         400,
         "frames[0] must be JPEG or PNG of",
     ),
-    "half a file": (body_of([DOT[:50]]), {}, 400, "frames[0] is not a readable image"),
+    "half a file": (body_of([NOISE[:900]]), {}, 400, "frames[0] is not a readable image"),
     "a bomb": (body_of([png_that_claims(9000, 9000)]), {}, 400, "of at most 16,777,216 pixels"),
     "a larger bomb": (body_of([png_that_claims(90000, 90000)]), {}, 400, "16,777,216 pixels"),
     "no end": (body_of([DOT])[:-4], {}, 400, "must end with the boundary"),
