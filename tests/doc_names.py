@@ -195,5 +195,6 @@ def _returned(function: Any) -> Instance | None:
         given = typing.get_type_hints(plain).get("return")
     except Exception:  # a name that is only there for type checkers
         return None
-    ours = inspect.isclass(given) and given.__module__.split(".")[0] == "tfclip"
-    return Instance(given) if ours else None
+    if inspect.isclass(given) and given.__module__.split(".")[0] == "tfclip":
+        return Instance(given)
+    return None

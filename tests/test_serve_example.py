@@ -23,14 +23,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tfclip import TFCLIP
-from tfclip.data import SyntheticTracklets
-from tfclip.export import ExportedModel, export_model, parity
+from tfclip.data import SyntheticTracklets, model_fingerprint
+from tfclip.export import Pixels, export_model, parity
+from tfclip.export.description import describe
+from tfclip.preprocess import Preprocess
 
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "frames"
+
+
+class InTorch:
+    """What an exported model is to the service, without the minutes that an export takes."""
+
+    def __init__(self, model: TFCLIP, pixels: Pixels = "uint8") -> None:
+        self.model, self.pixels = model, pixels
+        self.description = describe(
+            model,
+            model_name="tfclip-tiny",
+            fingerprint=model_fingerprint(model),
+            pixels=pixels,
+            camera_input=False,
+            precision="float32",
+            quantize=None,
+            properties={},
+        )
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(frames)
+        if self.pixels == "uint8":
+            given = Preprocess(self.model.config).normalize(given)
+        with torch.inference_mode():
+            return self.model(given).embedding.numpy()
 
 
 class Held:
@@ -61,18 +88,8 @@ def tiny() -> TFCLIP:
 
 
 @pytest.fixture(scope="module")
-def file(tiny, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("serve") / "person.pt2"
-    with pytest.MonkeyPatch.context() as patch:  # the gate is not what is tested
-        patch.setattr(parity, "SHAPES", ((1, 1), (3, 2)))
-        patch.setattr(parity, "ROUNDS", 1)
-        export_model(tiny, path, model_name="tfclip-tiny")
-    return path
-
-
-@pytest.fixture(scope="module")
-def exported(file) -> ExportedModel:
-    return ExportedModel(file)
+def exported(tiny) -> InTorch:
+    return InTorch(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +162,9 @@ def ask_for(server: Any, frames: np.ndarray) -> np.ndarray:
 # --- embeddings ----------------------------------------------------------------------------------
 
 
-def test_an_embedding_is_that_of_encode_sequence_at_any_length(start, tiny, people):
-    server = start()
+@pytest.mark.parametrize("pixels", ["uint8", "normalized"])
+def test_an_embedding_is_that_of_encode_sequence_at_any_length(pixels, start, tiny, people):
+    server = start(InTorch(tiny, pixels))
     for frames in people:
         expected = tiny.encode_sequence(frames).numpy()
         np.testing.assert_allclose(ask_for(server, frames), expected, rtol=0, atol=1e-5)
@@ -360,7 +378,13 @@ def test_a_service_that_closes_does_what_waits_first(script, exported, people):
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_told_to_end(file, people):
+def test_the_command_serves_an_exported_file_until_it_is_told_to_end(
+    tiny, people, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parity, "SHAPES", ((1, 1), (3, 2)))  # the gate is not what is tested
+    monkeypatch.setattr(parity, "ROUNDS", 1)
+    file = tmp_path / "person.pt2"
+    export_model(tiny, file)
     command = [sys.executable, str(ROOT / "examples" / "serve.py"), str(file), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -376,7 +400,8 @@ def test_the_command_serves_until_it_is_told_to_end(file, people):
         class There:
             server_address = ("127.0.0.1", port)
 
-        assert ask_for(There, people[4]).shape == (352,)
+        expected = tiny.encode_sequence(people[4]).numpy()
+        np.testing.assert_allclose(ask_for(There, people[4]), expected, rtol=0, atol=1e-5)
         assert ask(There, method="GET", path="/model")[1]["limits"]["frames"] == 20
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
