@@ -173,6 +173,30 @@ def test_figures_of_other_weights_never_come_into_a_card(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def _take_out(report: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each mapping of a report with each of its keys."""
+    if isinstance(report, dict):
+        for key, value in report.items():
+            yield report, key
+            yield from _take_out(value)
+    elif isinstance(report, list):
+        for value in report:
+            yield from _take_out(value)
+
+
+def test_a_report_that_lacks_anything_of_the_card_is_no_report() -> None:
+    widths = {"appearance": 1, "projected": 1, "temporal": 1}
+    report = report_of("0" * 16)
+    named = [(part, key) for part, key in _take_out(report) if key not in ("tfclip", "torch")]
+    assert len(named) > 15
+    for part, key in named:
+        value = part.pop(key)
+        with pytest.raises(TableError, match=f"reports must be those of .*, check '{key}'"):
+            model_card(TFCLIPConfig(), widths, "x", [report])
+        part[key] = value
+    assert "| dense | 75.00 |" in model_card(TFCLIPConfig(), widths, "x", [report])
+
+
 def test_the_card_says_threshold_and_uses_or_that_there_are_none() -> None:
     widths = {"appearance": 1, "projected": 1, "temporal": 1}
     card = model_card(TFCLIPConfig(), widths, "x")

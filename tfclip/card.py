@@ -59,7 +59,11 @@ def model_card(
         >>> [line for line in card.splitlines() if line.startswith("| `[1280:")]
         ['| `[1280:2048]` | temporal | what the temporal head makes of the frames together |']
     """
-    results = [result for report in reports for result in _results(report)]
+    try:
+        results = [result for report in reports for result in _results(report)]
+        measured = _measured(reports)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TableError(f"reports must be those of tfclip evaluate, check {error}") from error
     metadata = ModelCardData(
         # Both or neither: the Hub wants a name with results and results with a name.
         **({"model_name": _short_name(name), "eval_results": results} if results else {}),
@@ -74,7 +78,7 @@ def model_card(
         _usage(name),
         _vector(config, widths),
         _preprocessing(config),
-        _measured(reports),
+        measured,
         _threshold(config),
         _provenance(config),
         _USES,
@@ -90,26 +94,23 @@ def _short_name(name: str) -> str:
 
 def _results(report: Mapping[str, Any]) -> list[EvalResult]:
     """Return the figures of a report as the Hub's metadata has them."""
-    try:
-        dataset, protocol = str(report["dataset"]), str(report["protocol"]["name"])
-        return [
-            EvalResult(
-                task_type="image-feature-extraction",
-                task_name="Video-based person re-identification",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_config=f"{protocol}: {row['name']}",
-                dataset_args={"protocol": str(row["protocol"])},
-                metric_type=key,
-                metric_name=figure,
-                metric_value=round(100 * float(row[key]), 2),
-                metric_config="percent",
-            )
-            for row in report["rows"]
-            for key, figure in _FIGURES.items()
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TableError(f"reports must be those of tfclip evaluate, check {error}") from error
+    dataset, protocol = str(report["dataset"]), str(report["protocol"]["name"])
+    return [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name="Video-based person re-identification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_config=f"{protocol}: {row['name']}",
+            dataset_args={"protocol": str(row["protocol"])},
+            metric_type=key,
+            metric_name=figure,
+            metric_value=round(100 * float(row[key]), 2),
+            metric_config="percent",
+        )
+        for row in report["rows"]
+        for key, figure in _FIGURES.items()
+    ]
 
 
 def _measured(reports: Sequence[Mapping[str, Any]]) -> str:
