@@ -313,6 +313,21 @@ def test_a_bad_upload_is_one_sentence_without_the_paths_of_this_machine(page, gr
         assert "\n" not in caught.value.message
 
 
+def test_what_nobody_foresaw_is_told_to_the_log_and_not_to_the_page(
+    page, gradio, drawn, tmp_path, monkeypatch, caplog
+):
+    paths = [str(path) for path in write_frames(drawn.query(0), tmp_path)]
+
+    def fail(*given: object, **options: object) -> None:
+        raise RuntimeError("the inside of this machine")
+
+    monkeypatch.setattr(Desk, "search", fail)
+    with pytest.raises(gradio.Error) as caught:
+        press(page, "run")(paths, None, None, "tfclip-tiny", 5, "dense")
+    assert caught.value.message == "This failed; the log of the app says more."
+    assert "the inside of this machine" in caplog.text
+
+
 def test_a_model_that_may_not_be_chosen_is_one_sentence(page, gradio, drawn, tmp_path):
     paths = [str(path) for path in write_frames(drawn.query(0), tmp_path)]
     with pytest.raises(gradio.Error, match="the model must be one of tfclip-tiny"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+import tfclip.cluster
 import tfclip.groups
 from tfclip import cli
 from tfclip.cluster import ClusterEncoder, RayCluster
@@ -155,3 +159,88 @@ def test_what_is_wrong_is_said_before_ray_starts(tiny_model, tracklets, tmp_path
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tfclip\[ray\]'"):
         encode_to_file(tiny_model, tracklets, tmp_path / "out.safetensors", cluster=CLUSTER)
+
+
+class RayHere:
+    """What is used of Ray, in this process: what it does with rows, from the last to the first."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.options: dict[str, Any] = {}
+        context = SimpleNamespace(get_current=SimpleNamespace)
+        self.data = SimpleNamespace(DataContext=context, from_items=self._from_items)
+        self._rows: list[dict[str, Any]] = []
+
+    def is_initialized(self) -> bool:
+        return bool(self.started)
+
+    def init(self, **options: Any) -> None:
+        self.started.append(options)
+
+    def shutdown(self) -> None:
+        self.started.append({})
+
+    def put(self, value: Any) -> bytes:
+        return pickle.dumps(value)
+
+    def get(self, reference: bytes) -> Any:
+        return pickle.loads(reference)
+
+    def _from_items(self, rows: list[dict[str, Any]], *, override_num_blocks: int) -> RayHere:
+        assert override_num_blocks == len(rows)
+        self._rows = rows
+        return self
+
+    def map(self, actor: Any, *, fn_constructor_args: tuple[Any, ...], **options: Any) -> RayHere:
+        self.options = options
+        self._rows = list(map(actor(*fn_constructor_args), self._rows[::-1]))
+        return self
+
+    def iter_rows(self) -> Any:
+        return iter(self._rows)
+
+
+@pytest.fixture
+def ray_here(monkeypatch) -> RayHere:
+    ray = RayHere()
+    monkeypatch.setattr(tfclip.cluster, "_import_ray", lambda: ray)
+    return ray
+
+
+def test_a_cluster_may_finish_groups_in_any_order(tiny_model, tracklets, tmp_path, ray_here):
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    encode_to_file(tiny_model, tracklets, here)
+    encode_to_file(tiny_model, tracklets, there, cluster=CLUSTER)
+    assert there.read_bytes() == here.read_bytes()
+    started, stopped = ray_here.started
+    assert started["num_cpus"] == 2
+    assert not stopped
+    assert ray_here.options == {"concurrency": 2, "num_cpus": 1, "num_gpus": None}
+
+
+def test_joining_a_cluster_asks_for_none_of_what_its_owner_decides(
+    tiny_model, tracklets, tmp_path, ray_here
+):
+    cluster = RayCluster(address="ray://head:10001", actors=3, cpus_per_actor=2)
+    encode_to_file(tiny_model, tracklets, tmp_path / "out.safetensors", cluster=cluster)
+    joined = ray_here.started[0]
+    assert joined["address"] == "ray://head:10001"
+    assert not joined.keys() & {"num_cpus", "object_store_memory", "include_dashboard"}
+    assert (ray_here.options["concurrency"], ray_here.options["num_cpus"]) == (3, 2)
+
+
+def test_an_error_of_an_actor_is_raised_here_as_it_was_there(
+    tiny_model, tracklets, tmp_path, ray_here
+):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    broken = [*tracklets, Tracklet(name="zz", frames=(str(damaged),))]
+    with pytest.raises(FrameError, match=r"damaged\.png is not a readable image"):
+        encode_to_file(tiny_model, broken, tmp_path / "out.safetensors", cluster=CLUSTER)
+    assert ray_here.started[-1] == {}  # and what was started is stopped
+
+
+def test_without_groups_no_cluster_is_asked(tiny_model, ray_here):
+    encoder = GroupEncoder(tiny_model, "dense", False, Reading(), 64, 0)
+    assert list(ClusterEncoder(encoder, CLUSTER).encode([], [], print)) == []
+    assert not ray_here.started

@@ -310,6 +310,8 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], None]] = {
     "a time to live that is none": lambda g: g.update(ttl={}),
     "more rows": lambda g: g["segments"][0].__setitem__(1, 7),
     "a negative number": lambda g: g.update(next_number=-1),
+    "keys that are none": lambda g: g.update(fields=[1]),
+    "a size that is none": lambda g: g["segments"][0].__setitem__(2, "1"),
 }
 
 
@@ -323,6 +325,11 @@ def test_a_forged_index_of_a_gallery_is_refused(tmp_path: Path, kind: str) -> No
         Gallery.open(folder)
 
 
+def _texts(**changes: Any) -> torch.Tensor:
+    texts = {"ids": ["0", "1", "2", "3"], "persons": ["a", "b"], "metadata": {}, **changes}
+    return torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("name", "values", "reason"),
     [
@@ -332,6 +339,8 @@ def test_a_forged_index_of_a_gallery_is_refused(tmp_path: Path, kind: str) -> No
         ("times", torch.zeros(4, dtype=torch.int64), "times are int64"),
         ("numbers", torch.tensor([3, 2, 1, 0]), "do not ascend"),
         ("vectors", torch.zeros(3, 4), r"vectors are \(3, 4\) for 4 ids"),
+        ("texts", _texts(ids=[1, 2, 3, 4]), "its ids are not texts"),
+        ("texts", _texts(persons=["a", ["b"]]), "its values are not texts, numbers or bool"),
     ],
 )
 def test_columns_of_a_forged_segment_that_do_not_fit_are_refused(
