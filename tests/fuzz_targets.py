@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.fuzzing import data_sets, frames, galleries, tables, weights
+from tests.fuzzing import data_sets, frames, galleries, tables, tracks, weights
 from tests.fuzzing.target import MIB, Samples, Target
 
 __all__ = ["MIB", "TARGETS", "Samples", "Target"]
@@ -14,5 +14,6 @@ TARGETS: Mapping[str, Target] = {
     **tables.TARGETS,
     **frames.TARGETS,
     **galleries.TARGETS,
+    **tracks.TARGETS,
     **data_sets.TARGETS,
 }

@@ -28,6 +28,7 @@ from tfclip.attention import default_num_heads
 from tfclip.diffusion import MemoryDiffusion
 from tfclip.errors import SaveError
 from tfclip.files import replace_when_done
+from tfclip.untrusted import parse_json
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -183,7 +184,7 @@ def processor_name() -> str:
 def _read(path: Path) -> dict[str, dict[str, float]]:
     """Return the measurements of a file, without those that are none."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_bytes())
     except (OSError, ValueError):  # there is none, or it is not ours
         return {}
     if not isinstance(known, dict):

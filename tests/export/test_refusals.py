@@ -80,6 +80,11 @@ def test_files_that_are_no_exports_are_refused(tmp_path, onnx_file):
     onnx.save_model(model, tmp_path / "foreign.onnx")
     with pytest.raises(ExportError, match=r"foreign\.onnx was not made by tfclip"):
         ExportedModel(tmp_path / "foreign.onnx")
+    for text in ("{", "[1]", "{}", '{"format_version": "1"}', "[" * 100_000):
+        onnx.helper.set_model_props(model, {"tfclip": text})
+        onnx.save_model(model, tmp_path / "strange.onnx")
+        with pytest.raises(ExportError, match=r"strange\.onnx says what no tfclip writes"):
+            ExportedModel(tmp_path / "strange.onnx")
 
 
 def test_frames_of_another_type_or_shape_are_refused(onnx_file):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import tfclip
 from tests.tracking.growing import WINDOWS, build, draw, grade, graded
@@ -89,9 +90,18 @@ def test_files_that_are_no_snapshot_are_one_sentence(model, tmp_path):
     encoder.update(["a"], draw(1))
     encoder.snapshot(path)
     whole = path.read_bytes()
+    (tmp_path / "whole").write_bytes(whole)
     for damage in (b"", whole[:-7], b"PK\x03\x04" + whole, whole.replace(b'"score"', b'"sc0re"')):
         path.write_bytes(damage)
         with pytest.raises(SnapshotError, match="tracks"):
+            TrackletEncoder.restore(path, model)
+    arrays, metadata = load_file(tmp_path / "whole"), {"tfclip_tracks": "1"}
+    for name, value in (
+        ("description", torch.frombuffer(bytearray(b"[" * 100_000), dtype=torch.uint8)),
+        ("0.0.class_token", torch.tensor(0.5)),
+    ):
+        save_file({**arrays, name: value}, path, metadata=metadata)
+        with pytest.raises(SnapshotError, match="tracks is damaged: "):
             TrackletEncoder.restore(path, model)
     other = os.path.join(os.path.dirname(tfclip.__file__), "weights/tfclip-tiny/model.safetensors")  # noqa: PTH118, PTH120
     with pytest.raises(SnapshotError, match="is no snapshot of a TrackletEncoder"):

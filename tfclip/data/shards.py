@@ -8,7 +8,6 @@ known: ``person``, ``camera``, ``first_frame``, ``last_frame``, and ``boxes`` to
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -18,6 +17,7 @@ from tfclip.data.tracklets import Tracklet
 from tfclip.errors import TableError
 from tfclip.images import IMAGE_SUFFIXES, natural_key
 from tfclip.remote import as_address, open_address, part_of
+from tfclip.untrusted import parse_json
 
 _NOTES = ("person", "camera", "first_frame", "last_frame", "platform", "modality", "clothes",
           "session")  # fmt: skip
@@ -100,8 +100,8 @@ def _read_notes(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> dic
         raise TableError(f"{where}: a .json must be at most {_MAX_NOTES} bytes, got {member.size}")
     file = tar.extractfile(member)
     try:
-        notes = json.loads(file.read()) if file else None
-    except (ValueError, RecursionError) as error:
+        notes = parse_json(file.read()) if file else None
+    except ValueError as error:
         raise TableError(f"{where}: not JSON: {error}") from error
     if not isinstance(notes, dict):
         raise TableError(f"{where}: there must be an object, got {type(notes).__name__}")

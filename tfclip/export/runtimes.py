@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from tfclip.errors import ExportError, MissingExtraError
 from tfclip.export.description import FORMAT_VERSION, KEY
-from tfclip.untrusted import first_line
+from tfclip.untrusted import first_line, one_line, parse_json
 
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -158,7 +157,7 @@ def _open_openvino(path: Path, threads: int) -> tuple[str | None, Run]:
         model: Any = openvino.Core().read_model(path)
         text = model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None
         properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        properties |= json.loads(text)["openvino_properties"] if text else {}
+        properties |= parse_json(text)["openvino_properties"] if text else {}
         request = openvino.compile_model(model, "CPU", properties).create_infer_request()
 
     def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -170,10 +169,15 @@ def _open_openvino(path: Path, threads: int) -> tuple[str | None, Run]:
 def _read_description(path: Path, text: str | None) -> dict[str, Any]:
     if not text:
         raise ExportError(f"{path} was not made by tfclip: it does not say what goes into it")
-    description = json.loads(text)
-    if description["format_version"] > FORMAT_VERSION:
+    try:
+        description = parse_json(text)
+        is_newer = (version := description["format_version"]) > FORMAT_VERSION
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ExportError(f"{path} says what no tfclip writes about itself: {reason}") from error
+    if is_newer:
         raise ExportError(
-            f"{path} has format version {description['format_version']} and this tfclip reads up "
-            f"to {FORMAT_VERSION}; upgrade with: pip install --upgrade tfclip"
+            f"{path} has format version {version} and this tfclip reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install --upgrade tfclip"
         )
     return description

@@ -21,6 +21,7 @@ from tfclip.tracking.clips import Clip, FrameFeatures
 from tfclip.tracking.quality import Gate, QualityGate
 from tfclip.tracking.tracks import Track
 from tfclip.tracking.windows import make_window
+from tfclip.untrusted import one_line, parse_json
 
 if TYPE_CHECKING:
     from tfclip.model import TFCLIP
@@ -69,7 +70,7 @@ def read_snapshot(
     path = Path(path)
     arrays = _read_arrays(path)
     try:
-        description = json.loads(arrays["description"].numpy().tobytes())
+        description = parse_json(arrays["description"].numpy().tobytes())
         fingerprint, found = description["fingerprint"], model_fingerprint(model)
         if fingerprint != found:
             raise SnapshotError(
@@ -89,8 +90,11 @@ def read_snapshot(
         for place, known in enumerate(description["tracks"]):
             key, track = _track_from_json(known, str(place), arrays, encoder)
             encoder._tracks[key] = track
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SnapshotError(f"{path} is damaged: {error!r}") from error
+    except SnapshotError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise SnapshotError(f"{path} is damaged: {reason}") from error
     return encoder
 
 
@@ -109,7 +113,7 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
                 )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise SnapshotError(f"cannot read {path}: {error}") from error
+        raise SnapshotError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def _gate_of(path: Path, described: dict[str, Any] | str | None) -> Gate | None:
