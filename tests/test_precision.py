@@ -61,7 +61,15 @@ def test_what_was_measured_before_decides(measured, tiny_model):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1]", "{", "[" * 100_000, '{"KEY": 3}', '{"KEY": {"bfloat16": 0.1}}', '{"KEY": {"float32": "fast"}}'],
+    [
+        "",
+        "[1]",
+        "{",
+        pytest.param("[" * 100_000, id="deep"),
+        '{"KEY": 3}',
+        '{"KEY": {"bfloat16": 0.1}}',
+        '{"KEY": {"float32": "fast"}}',
+    ],
 )
 def test_a_damaged_cache_is_measured_anew_and_mended(measured, tiny_model, text):
     precision.choose_dtype(tiny_model)

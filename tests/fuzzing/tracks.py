@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzzing.MODULE import make_images, tiny_model
+from tests import data_trees
 from tests.fuzzing.target import Samples, Target
+from tests.fuzzing.weights import tiny_model
 from tfclip.data import read_boxes
 from tfclip.data.shards import read_shards
 from tfclip.errors import FrameError, SnapshotError, TableError
@@ -51,7 +52,7 @@ def _read_tracks_json(folder: Path, name: str) -> None:
 
 
 def _make_shards(folder: Path) -> Samples:
-    _make_images(folder)
+    data_trees.draw(folder / "a" / "1.png")
     samples = {}
     for name, form in (("gnu.tar", tarfile.GNU_FORMAT), ("pax.tar", tarfile.PAX_FORMAT)):
         stream = io.BytesIO()
