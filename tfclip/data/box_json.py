@@ -15,6 +15,7 @@ from tfclip.data.tables import parse_real, parse_whole
 from tfclip.data.tracklets import Box
 from tfclip.errors import FrameError, TableError
 from tfclip.images import is_folder, list_images, natural_key
+from tfclip.untrusted import MAX_DIGITS
 
 _logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def _first_number(path: Path, key: str, numbers: list[int], first_frame: int | N
 
 def _last_number(name: str) -> int:
     found = re.findall(r"\d+", Path(name).stem)
-    return int(found[-1]) if found else -1
+    return int(found[-1]) if found and len(found[-1]) <= MAX_DIGITS else -1
 
 
 def _records(

@@ -14,10 +14,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tfclip.data.tracklets import Tracklet
-from tfclip.errors import TableError
+from tfclip.errors import TableError, TFCLIPError
 from tfclip.images import IMAGE_SUFFIXES, natural_key
 from tfclip.remote import as_address, open_address, part_of
-from tfclip.untrusted import parse_json
+from tfclip.untrusted import one_line, parse_json
 
 _NOTES = ("person", "camera", "first_frame", "last_frame", "platform", "modality", "clothes",
           "session")  # fmt: skip
@@ -77,8 +77,10 @@ def _read_shard(path: str) -> list[Tracklet]:
                     )
                 elif ending == ".json":
                     notes[key] = _read_notes(tar, member, path)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise TableError(f"{path} is damaged or not a tar file: {error}") from error
+    except TFCLIPError:
+        raise
+    except Exception as error:  # tarfile trusts the numbers and texts of a header
+        raise TableError(f"{path} is damaged or not a tar file: {one_line(error)}") from error
     if not groups:
         raise TableError(f"{path} has no image")
     return [
