@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -83,19 +85,37 @@ def test_every_other_command_of_a_workflow_is_one_of_ci() -> None:
     shown = re.sub(r'"\$work/docs"', "build/docs", CI)
     for name in ("test", "docs"):
         for command in commands(name):
-            plain = re.sub(r' "torch(vision)?==[\d.*]+"', "", command)
-            assert plain == ".ci/run" or plain in shown.splitlines(), command
+            own = command.startswith((".ci/run", ".ci/versions "))
+            assert own or command in shown.splitlines(), command
 
 
-def test_the_lowest_torch_of_the_workflow_is_the_lowest_that_is_allowed() -> None:
+def test_every_python_of_the_classifiers_is_tried_the_first_with_the_lowest_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (lowest,) = (need for need in project["dependencies"] if need.startswith("torch>="))
-    assert f'"torch=={lowest.removeprefix("torch>=")}.*"' in "\n".join(commands("test"))
-    (path,) = (path for path in WORKFLOWS if path.stem == "test")
-    pythons = load(path)["jobs"]["everything"]["strategy"]["matrix"]["python"]
     known = [re.sub(r".*:: ", "", c) for c in project["classifiers"] if re.search(r":: 3\.\d", c)]
-    assert pythons == [known[0], known[-1]]
     assert project["requires-python"] == f">={known[0]}"
+    (path,) = (path for path in WORKFLOWS if path.stem == "test")
+    jobs = load(path)["jobs"]
+    tried = {*jobs["everything"]["strategy"]["matrix"]["python"]}
+    for name in ("lowest", "newest"):
+        steps = jobs[name]["steps"]
+        assert steps[-1]["run"] == f".ci/versions {name}"
+        tried.add(steps[1]["with"]["python-version"])
+    assert jobs["lowest"]["steps"][1]["with"]["python-version"] == known[0]
+    assert tried == set(known)
+
+
+def test_the_lowest_packages_are_those_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = [*project["dependencies"]]
+    for extra, more in project["optional-dependencies"].items():
+        needs += more if extra != "dev" else []
+    asked = {need.replace(">=", "==").strip() for need in needs if not need.startswith("tfclip[")}
+    asked = {re.sub(r"\[.*\]", "", need) for need in asked}
+    printed = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "floors"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(printed) == asked
+    assert len(printed) == len({need.partition("==")[0] for need in printed})  # one floor each
 
 
 @pytest.mark.parametrize("name", ["bug", "feature", "config"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tfclip.backbones import import_library
 from tfclip.config import TFCLIPConfig
 from tfclip.errors import ConfigError, TFCLIPError
 from tfclip.tensors import check_weights
@@ -50,6 +51,7 @@ def build_empty(
         WeightsError: The tensors are not those of the configuration.
         ConfigError: No model can be built of it, or only one of far more memory.
     """
+    import_library(config)
     with torch.random.fork_rng(devices=[]):
         with contextlib.suppress(_BuildError), _building(source), torch.device("meta"):
             model = cls(config)
@@ -65,6 +67,7 @@ def part_widths(config: TFCLIPConfig) -> dict[str, int]:
     """Return the width of each part of the embedding of a model, without storage where it can."""
     from tfclip.model import TFCLIP  # which imports this module
 
+    import_library(config)
     with torch.random.fork_rng(devices=[]):
         with contextlib.suppress(RuntimeError), torch.device("meta"):
             return TFCLIP(config).part_widths

@@ -11,13 +11,15 @@ import collections
 import contextlib
 import operator
 import os
+import threading
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -39,6 +41,10 @@ BATCH_FRAMES = 64
 
 # A clip whose tokens take more than this is read twice rather than kept.
 _MAX_TOKEN_BYTES = 256 * 2**20
+
+# For each model in ``eval_mode``: how many are using it, and whether it was in training before.
+_IN_EVAL: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_EVAL_LOCK = threading.Lock()
 
 
 @dataclass
@@ -459,13 +465,18 @@ def check_camera(model: TFCLIP, camera: int | None) -> int:
 
 @contextlib.contextmanager
 def eval_mode(model: TFCLIP) -> Iterator[None]:
-    """Put a model into eval mode for a while."""
-    if not any(module.training for module in model.modules()):
-        yield  # setting it takes longer than running a small model
-        return
-    training = model.training
-    model.eval()
+    """Put a model into eval mode for a while; the last of several threads to leave sets it back."""
+    with _EVAL_LOCK:
+        users, training = _IN_EVAL.get(model, (0, model.training))
+        if any(module.training for module in model.modules()):
+            model.eval()  # setting it takes longer than running a small model
+        _IN_EVAL[model] = (users + 1, training)
     try:
         yield
     finally:
-        model.train(training)
+        with _EVAL_LOCK:
+            users, training = _IN_EVAL.pop(model)
+            if users > 1:
+                _IN_EVAL[model] = (users - 1, training)
+            elif training:
+                model.train()

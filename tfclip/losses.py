@@ -85,7 +85,7 @@ def hardest_distances(features: Tensor, identities: Tensor) -> tuple[Tensor, Ten
             f"got {identities.unique().tolist()}"
         )
     with _float32(features):  # squares overflow in half precision, and differences cancel
-        features = features.float()
+        features = _precise(features)
         squares = features.square().sum(1)
         squared = squares[:, None] + squares[None, :] - 2 * features @ features.T
     distances = squared.clamp_min(1e-12).sqrt()  # the gradient of a root at zero is infinite
@@ -110,7 +110,7 @@ def video_to_memory_logits(
         scale: Factor on the similarities (an inverse temperature).
 
     Returns:
-        Logits, ``(B, K)``, float32.
+        Logits, ``(B, K)``, float32; float64 for such features.
 
     Raises:
         ValueError: The shapes do not fit or the similarity is unknown.
@@ -132,7 +132,7 @@ def video_to_memory_logits(
             f"got shape {tuple(memory.shape)}"
         )
     with _float32(features):  # raw dot products of half precision are coarse
-        features, memory = features.float(), memory.float()
+        features, memory = _precise(features), _precise(memory)
         if similarity == "cosine":
             features, memory = F.normalize(features, dim=-1), F.normalize(memory, dim=-1)
         if memory.ndim == 2:
@@ -186,6 +186,11 @@ def frame_loss(
     """
     labels = identities.repeat_interleave(num_frames)
     return identity_loss(logits, labels, label_smoothing=label_smoothing) / num_frames
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Return half precision as float32, and anything wider as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _float32(like: Tensor) -> torch.autocast:

@@ -2,7 +2,8 @@
 
 Nearly all of an encoder's time is products of matrices; the rest should not be seen beside them.
 Everything here is plain torch, changes no weight, and steps aside - ``is_inference`` is False -
-when gradients are recorded, under autocast, and when the model is compiled or exported. Figures
+when gradients are recorded, under autocast, when the model is compiled or exported, and under the
+transforms of ``torch.func``. Figures
 stand in docs/benchmarks.md.
 """
 
@@ -40,6 +41,7 @@ def is_inference(x: Tensor) -> bool:
         or torch.is_autocast_enabled(x.device.type)
         or torch.compiler.is_compiling()  # or exporting
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()  # vmap, say, whose tensors hold no numbers
     )
 
 
@@ -204,7 +206,8 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """Tell whether oneDNN is there, may be used, and is the faster way for this product."""
-    if not (_is_x86(x) and torch.backends.mkldnn.enabled and is_inference(x)):
+    # First whether it is inference: what follows cannot be traced by torch.compile.
+    if not (is_inference(x) and _is_x86(x) and torch.backends.mkldnn.enabled):
         return False
     if weight.dtype != x.dtype or min(weight.shape) < _LEAST_WIDTH:
         return False

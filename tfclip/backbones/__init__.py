@@ -6,6 +6,8 @@ they are; timm builds the rest. The paper's encoder is CLIP's ViT-B/16 (section 
 
 from __future__ import annotations
 
+import importlib
+
 from tfclip.backbones.base import Backbone, patch_grid, resize_position_table
 from tfclip.backbones.clip import CLIPResNet, CLIPVisionTransformer, open_clip_sizes
 from tfclip.backbones.timm_tower import TimmBackbone
@@ -18,6 +20,7 @@ __all__ = [
     "CLIPVisionTransformer",
     "TimmBackbone",
     "build_backbone",
+    "import_library",
     "patch_grid",
     "resize_position_table",
 ]
@@ -46,3 +49,12 @@ def build_backbone(config: TFCLIPConfig, *, pretrained: bool = False) -> Backbon
             f"vector to, got {config.num_cameras}"
         )
     return backbone
+
+
+def import_library(config: TFCLIPConfig) -> None:
+    """Import what builds the tower, which takes a while.
+
+    To be done before a tower is built on the meta device or under any other torch function mode:
+    timm asks for torch's compiler, which torch 2.6 cannot import under one.
+    """
+    importlib.import_module("timm" if config.is_timm else "open_clip")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class ExportedModel:
         except Exception as error:  # each runtime has exceptions of its own
             raise ExportError(f"{path} cannot be opened: {first_line(error)}") from error
         self.description = _read_description(path, text)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an ExportedModel cannot be pickled; open its file in each process")
 
     def __call__(self, frames: np.ndarray, cameras: np.ndarray | None = None) -> np.ndarray:
         """Return the embeddings of clips, ``(B, F)`` float32, not normalised.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ _LARGE = 2**28  # multiplications; below, no choice of a routine pays for being 
 _TRIAL = 512, 512, 1024  # rows, columns and width of the products that are timed
 _CLEARLY = 1.25  # times faster, so that noise in the timing does not decide
 _PAIR_ENTRIES = 2**19  # numbers gathered at once for products of single pairs: stays in the cache
+_FILTERS = threading.Lock()  # the filters of warnings are those of the whole process
 
 
 def add_products(result: Tensor, rows: Tensor, columns: Tensor, factor: float) -> Tensor:
@@ -154,7 +156,7 @@ def _convolve(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _sparse(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, get_args
 
 from tfclip.errors import FrameError
 from tfclip.video.decoding import (
@@ -126,6 +126,9 @@ class LiveVideo:
         self._thread: threading.Thread | None = None
         self._began: float | None = None  # when the first frame came
         self._clock = Clock(_LEAST_STEP)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LiveVideo cannot be pickled; open its URL in each process")
 
     def __enter__(self) -> Self:
         return self
