@@ -20,13 +20,13 @@ def identity_loss(logits: Tensor, identities: Tensor, *, label_smoothing: float 
         label_smoothing: ``s``, in [0, 1).
 
     Returns:
-        The mean over rows, a scalar, computed in float32.
+        The mean over rows, a scalar, computed in float32; in float64 for such logits.
 
     Example:
         >>> identity_loss(torch.zeros(2, 4), torch.tensor([0, 3]))
         tensor(1.3863)
     """
-    return F.cross_entropy(logits.float(), identities, label_smoothing=label_smoothing)
+    return F.cross_entropy(_precise(logits), identities, label_smoothing=label_smoothing)
 
 
 def batch_hard_triplet_loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], int, bool, int]] = {
     "timm:resnet50_clip.openai": ({"width_factor": 0.125}, 0, False, 1024),
 }
 WITH_CAMERAS = [name for name in FAMILIES if name not in ("RN50", "timm:resnet50_clip.openai")]
+TIMM_VERSION = tuple(map(int, timm.__version__.split(".")[:3]))
 TIMM = [name for name in FAMILIES if name.startswith("timm:")]
 
 
@@ -45,6 +47,8 @@ def read_single(name: str) -> dict[str, Tensor]:
 
 
 def config_of(name: str, **changes: Any) -> TFCLIPConfig:
+    if name == "timm:resnet50_clip.openai" and TIMM_VERSION < (1, 0, 31):
+        pytest.skip("this tower takes frames that are not square from timm 1.0.31 on")
     return TFCLIPConfig(
         **{
             "backbone": name,

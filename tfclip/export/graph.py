@@ -23,6 +23,9 @@ PRECISIONS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get
 # torch takes sizes of 0 and 1 for constants unless the traced ones are larger.
 _TRACED_CLIPS, _TRACED_FRAMES = 2, 3
 
+# torch 2.6 traces no size that may be as large as its largest number.
+_MOST = 2**31 - 1
+
 
 class ClipEncoder(nn.Module):
     """Clips to embeddings in one forward without choices, so that it can be traced.
@@ -104,11 +107,11 @@ def trace(
     length = _TRACED_FRAMES if longest is None else min(_TRACED_FRAMES, longest)
     shape = (_TRACED_CLIPS, length, 3, *model.config.frame_size)
     frames = torch.zeros(shape, dtype=torch.uint8 if pixels == "uint8" else torch.float32)
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch", min=1, max=_MOST)
     arguments: tuple[Tensor, ...] = (frames,)
     dynamic: dict[str, dict[int, object]] = {"frames": {0: batch}}
     if length > 1:  # a clip that cannot be longer than one frame has no axis that varies
-        dynamic["frames"][1] = torch.export.Dim("frames", min=1, max=longest)
+        dynamic["frames"][1] = torch.export.Dim("frames", min=1, max=longest or _MOST)
     if camera_input:
         arguments = (frames, torch.zeros(len(frames), dtype=torch.int64))
         dynamic["cameras"] = {0: batch}
