@@ -57,7 +57,7 @@ def model() -> TFCLIP:
         return TFCLIP(CONFIG).eval()
 
 
-def people(seed: int = 0) -> data.SyntheticTracklets:
+def people(seed: int = 0) -> Any:
     return data.SyntheticTracklets(3, 2, 2, (3, 6), (40, 20), seed=seed)
 
 
@@ -147,7 +147,7 @@ def losses() -> Losses:
 # that is its own.
 PICKLED: dict[type, Callable[[Path], Any]] = {
     TFCLIPConfig: lambda _: CONFIG.replace(provenance={"weights": "none"}),
-    TFCLIPOutput: lambda _: TFCLIPOutput(*features().split(4), features(1)),
+    TFCLIPOutput: lambda _: TFCLIPOutput._make([*features().split(4), features(1)]),
     TrackletEncoder: lambda _: tracks(),
     tracking.CropEncoder: lambda _: tracking.CropEncoder(model(), tracklets=tracks()),
     tracking.Judgement: lambda _: tracking.QualityGate()(crops()[0]),
@@ -214,7 +214,7 @@ PICKLED: dict[type, Callable[[Path], Any]] = {
     visualize.Shown: lambda _: visualize.Shown(picture=crops()[0], person=3),
     # Public by their page in docs/api.md alone:
     Association: lambda _: associate(features(), threshold=0.5, cannot_link=[(0, 1)]),
-    FrameBoxes: lambda _: FrameBoxes(frame=0, boxes=[[0, 0, 4, 4]], track_ids=[3]),
+    FrameBoxes: lambda _: FrameBoxes(frame=0, boxes=np.ones((1, 4)), track_ids=np.array([3])),
     Frames: lambda folder: open_frames(clip_file(folder), boxes=[[0, 0, 9, 9]] * 5),
     Look: lambda _: look_at(model(), crops()),
     Losses: lambda _: losses(),

@@ -29,7 +29,7 @@ from tfclip.attention import SelfAttention
 from tfclip.backbones import CLIPVisionTransformer
 from tfclip.training import TrainingStep
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture(params=CASES, ids=lambda kind: kind.__name__)
@@ -329,6 +329,7 @@ def test_a_compiled_training_step_learns_as_the_plain_one(compiler):
 
 def test_a_model_whose_tower_is_compiled_can_still_be_pickled_and_copied():
     model = build(CASES[TFCLIP])
+    assert isinstance(model, TFCLIP)
     frames = torch.randint(256, (5, 3, 32, 16), dtype=torch.uint8)
     expected = model.encode_sequence(frames)
     model.compile_tower(frames=4)

@@ -22,6 +22,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(tiny: TFCLIP, folder: Path) -> Path:
+    need_onnx()
     export_model(tiny, folder / "tiny.onnx", model_name="tfclip-tiny")
     return folder / "tiny.onnx"
 

@@ -16,6 +16,7 @@ from tfclip.preprocess import Preprocess
 
 
 def test_the_gate_refuses_weights_that_changed_after_the_export(tiny, tmp_path, damaged):
+    need_onnx()
     damaged(damage_onnx)
     path = tmp_path / "model.onnx"
     path.write_text("what stood there before")
