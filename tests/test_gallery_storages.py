@@ -228,7 +228,7 @@ def test_milvus_keeps_replaces_and_forgets(tmp_path: Path, milvus: Gallery) -> N
 def test_milvus_returns_more_than_one_batch(
     milvus: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfclip.gallery.milvus_storage._LARGEST_BATCH", 7)
+    monkeypatch.setattr("tfclip.gallery.milvus_collection._LARGEST_BATCH", 7)
     milvus.add(clustered(100), **columns(100))
     assert milvus.entries().ids == tuple(f"track-{i}" for i in range(100))
     inside = milvus.entries({"camera": [0, 1]})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfclip.cli import associate
 from tfclip.cli.shared import UsageError, add_command, natural, positive
+from tfclip.errors import TFCLIPError
 
 if TYPE_CHECKING:
     from tfclip.gallery import Gallery
@@ -32,12 +34,14 @@ what is forgotten is gone from the folder when the command ends.
 
 Example:
   tfclip gallery add people/ day1.safetensors --ttl 7d
+  tfclip gallery import people/ year.parquet
   tfclip gallery search people/ queries.safetensors --exclude-same-camera
   tfclip gallery forget people/ --person 7
 """,
     )
     parts = command.add_subparsers(title="parts", metavar="PART", required=True)
     _add_add(parts)
+    _add_import(parts)
     _add_search(parts)
     _add_forget(parts)
     _add_cluster(parts)
@@ -73,15 +77,70 @@ Example:
 """,
     )
     _add_gallery(add)
-    add.add_argument("files", type=Path, nargs="+", metavar="FILE", help="files of tfclip encode")
-    add.add_argument(
-        "--ttl",
-        type=_duration,
-        metavar="TIME",
-        help="keep entries for so long, as in 12h or 7d; said when the gallery is made",
+    _add_filling(add)
+
+
+def _add_import(parts: Any) -> None:
+    command = add_command(
+        parts,
+        "import",
+        run_import,
+        "add large files of embeddings, some thousands of rows at a time",
+        """
+Add the rows of files that tfclip encode wrote, in steps of bounded memory (of .parquet
+files). After an interruption the same command goes on: rows that are there already
+are not added again. A row whose name is there with another vector stops the import.
+
+Example:
+  tfclip gallery import people/ monday.parquet --set site=north
+         --started 2026-03-16T06:00:00+00:00 --frame-rate 25
+""",
     )
-    add.add_argument(
+    _add_gallery(command)
+    _add_filling(command)
+    command.add_argument(
+        "--set",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="KEY=TEXT",
+        help="metadata of every row, as in site=north; may be repeated",
+    )
+    command.add_argument(
+        "--started",
+        type=_moment,
+        metavar="TIME",
+        help="when the recording started, in seconds or as 2026-03-16T06:00:00+00:00; "
+        "tracklets then have the time of their first frame",
+    )
+    command.add_argument(
+        "--frame-rate", type=float, metavar="R", help="frames per second; goes with --started"
+    )
+    command.set_defaults(resumes=True)
+
+
+def _add_filling(command: Any) -> None:
+    """Add what all commands have that put files into a gallery."""
+    command.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="files of tfclip encode"
+    )
+    command.add_argument(
         "--replace", action="store_true", help="put rows in the place of entries of their name"
+    )
+    made = command.add_argument_group("said when the gallery is made")
+    made.add_argument(
+        "--ttl", type=_duration, metavar="TIME", help="keep entries for so long, as in 12h or 7d"
+    )
+    made.add_argument(
+        "--partition",
+        metavar="FIELD",
+        help="keep entries apart in Milvus: camera, time or added (by days), or a key of metadata",
+    )
+    made.add_argument(
+        "--num-shards", type=positive, metavar="N", help="in how many shards a server takes entries"
+    )
+    command.add_argument(
+        "--replica-number", type=positive, metavar="N", help="copies a server holds in memory"
     )
 
 
@@ -188,6 +247,26 @@ def _duration(text: str) -> float:
     return int(number) * _UNITS[unit]
 
 
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not key or not sign:
+        raise argparse.ArgumentTypeError(f"must be KEY=TEXT, as in site=north, got {text!r}")
+    return key, value
+
+
+def _moment(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be seconds or a time as in 2026-03-16T06:00:00+00:00, got {text!r}"
+        ) from error
+
+
 def open_gallery(options: argparse.Namespace, **more: Any) -> Gallery:
     """Open the gallery that the arguments name."""
     from tfclip.gallery import Gallery
@@ -208,16 +287,47 @@ def run_add(options: argparse.Namespace) -> None:
 
     tables = [EmbeddingTable.load(file) for file in options.files]
     table = EmbeddingTable.concatenate(tables)
-    with open_gallery(
+    with _open_for(table, table.embeddings.shape[1], options) as gallery:
+        added = gallery.add_table(table, replace=options.replace)
+        print(f"{len(added)} entries added; {options.gallery} holds {len(gallery)}")
+
+
+def run_import(options: argparse.Namespace) -> None:
+    """Add large files of embeddings to a gallery."""
+    from tfclip.data.embedding_reader import EmbeddingReader
+
+    marks = {
+        "metadata": dict(options.set) or None,
+        "started": options.started,
+        "frame_rate": options.frame_rate,
+    }
+    with EmbeddingReader(options.files[0]) as first:
+        gallery = _open_for(first, first.width, options)
+    with gallery:
+        for file in options.files:
+            try:
+                done = gallery.import_file(file, **marks, replace=options.replace, progress=True)
+            except ValueError as error:
+                if isinstance(error, TFCLIPError):
+                    raise
+                raise UsageError(str(error)) from error
+            print(f"{file}: {done.added} entries added, {done.there} were there already")
+        print(f"{options.gallery} holds {len(gallery)}")
+
+
+def _open_for(table: Any, width: int, options: argparse.Namespace) -> Gallery:
+    """Open the gallery, or make it for embeddings such as those of a table."""
+    return open_gallery(
         options,
-        dim=table.embeddings.shape[1],
+        dim=width,
         model=table.model,
         revision=table.revision,
         fingerprint=table.fingerprint,
         ttl=options.ttl,
-    ) as gallery:
-        added = gallery.add_table(table, replace=options.replace)
-        print(f"{len(added)} entries added; {options.gallery} holds {len(gallery)}")
+        partition=options.partition,
+        num_shards=options.num_shards,
+        replica_number=options.replica_number,
+    )
 
 
 def run_search(options: argparse.Namespace) -> None:

@@ -224,7 +224,7 @@ class EmbeddingTable:
         read = _read_safetensors if path.suffix == ".safetensors" else _read_parquet
         description, columns = read(path)
         try:
-            return cls(**columns, **_parse_description(path, description))
+            return cls(**columns, **parse_description(path, description))
         except TableError as error:
             raise TableError(f"{path}: {error}") from error
 
@@ -259,7 +259,7 @@ class EmbeddingTable:
         path.write_bytes(save(arrays, metadata={_KEY: self._description()}))
 
     def _write_parquet(self, path: Path, folder: Path) -> None:
-        arrow = _import_pyarrow("writing")
+        arrow = import_pyarrow("writing")
         import pyarrow.parquet
 
         thumbnails = [_thumbnail_to_json(t, folder) or (None, None, None) for t in self.thumbnails]
@@ -313,10 +313,15 @@ def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise TableError(f"a file of embeddings must end in {' or '.join(SUFFIXES)}, got {path}")
     if path.suffix == ".parquet":
-        _import_pyarrow("writing or reading")
+        import_pyarrow("writing or reading")
 
 
-def _import_pyarrow(action: str) -> Any:
+def import_pyarrow(action: str) -> Any:
+    """Return pyarrow.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
     try:
         import pyarrow
     except ImportError as error:
@@ -349,20 +354,41 @@ def _read_safetensors(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> tuple[str | None, dict[str, Any]]:
-    arrow = _import_pyarrow("reading")
+    arrow = import_pyarrow("reading")
     import pyarrow.parquet
 
+    with parquet_damage_named(path), pyarrow.parquet.ParquetFile(path) as file:
+        table = arrow.Table.from_batches(parquet_batches(path, file), file.schema_arrow)
+    description = parquet_description(path, table.schema)
+    return description, {} if description is None else parquet_columns(path, table)
+
+
+def parquet_description(path: Path, schema: pyarrow.Schema) -> str | None:
+    """Return what a parquet file says of itself; None where it is no file of embeddings."""
+    description = (schema.metadata or {}).get(_KEY.encode())
+    with _damage_named(path):
+        return description if description is None else description.decode()
+
+
+@contextlib.contextmanager
+def parquet_damage_named(path: Path) -> Iterator[None]:
+    """Turn what pyarrow stumbles over into one sentence."""
+    arrow = import_pyarrow("reading")
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            table = arrow.Table.from_batches(_batches(path, file), file.schema_arrow)
+        yield
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, TableError):
             raise
         reason = one_line(error)
         raise TableError(f"{path} is damaged or not a parquet file: {reason}") from error
-    description = (table.schema.metadata or {}).get(_KEY.encode())
-    if description is None:
-        return None, {}
+
+
+def parquet_columns(path: Path, table: pyarrow.Table) -> dict[str, Any]:
+    """Return the columns of some rows of a parquet file as ``EmbeddingTable`` takes them.
+
+    Raises:
+        TableError: One is missing, or holds something else.
+    """
     _refuse_missing(path, (*_PARQUET_NAMES.values(), *_THUMBNAIL_COLUMNS), table.column_names)
     with _damage_named(path):
         columns: dict[str, Any] = {
@@ -373,10 +399,10 @@ def _read_parquet(path: Path) -> tuple[str | None, dict[str, Any]]:
         columns["embeddings"] = flat.view(table.num_rows, stored.type.list_size)
         thumbnails = zip(*(_cells(table, name) for name in _THUMBNAIL_COLUMNS), strict=True)
         columns["thumbnails"] = tuple(_thumbnail(path.parent, parts) for parts in thumbnails)
-        return description.decode(), columns
+        return columns
 
 
-def _batches(path: Path, file: Any) -> Iterator[pyarrow.RecordBatch]:
+def parquet_batches(path: Path, file: Any) -> Iterator[pyarrow.RecordBatch]:
     """Yield the rows of a parquet file, unless they become far more than the file can mean.
 
     Equal cells are stored once: a file of some kilobytes can hold gigabytes. Embeddings do not
@@ -410,7 +436,12 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise TableError(f"{path} is damaged: {kind}: {one_line(error)}") from error
 
 
-def _parse_description(path: Path, text: str | None) -> dict[str, Any]:
+def parse_description(path: Path, text: str | None) -> dict[str, Any]:
+    """Return model, revision, fingerprint and settings from what a file says of itself.
+
+    Raises:
+        TableError: It is no file of embeddings, or from a newer version.
+    """
     if text is None:
         raise TableError("this file holds something else than a table of embeddings")
     with _damage_named(path):

@@ -6,5 +6,6 @@ from tfclip.gallery.conditions import Between
 from tfclip.gallery.entries import Entries
 from tfclip.gallery.gallery import Gallery
 from tfclip.gallery.query import Match, SearchResult
+from tfclip.gallery.tables import Imported
 
-__all__ = ["Between", "Entries", "Gallery", "Match", "SearchResult"]
+__all__ = ["Between", "Entries", "Gallery", "Imported", "Match", "SearchResult"]

@@ -2,18 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from tfclip.gallery.entries import UNKNOWN, make_cameras
+from tfclip.gallery.conditions import Between
+from tfclip.gallery.entries import UNKNOWN, make_cameras, seconds
 from tfclip.gallery.query import Nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Rerank: TypeAlias = "Literal['k_reciprocal'] | Callable[[Tensor, Tensor], Tensor]"
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse counts that are none.
+
+    Raises:
+        TypeError: Not a whole number.
+        ValueError: Less than 1.
+    """
+    for name, number in counts.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be a whole number, got {number!r}")
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def within(window: Any) -> dict[str, Between]:
+    """Return the condition of a time window."""
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise TypeError(f"time_window must be a start and an end, got {window!r}")
+    ends = [None if end is None else seconds(end, "time_window") for end in window]
+    return {"time": Between(*ends)}
+
+
+def doomed(
+    ids: str | Iterable[str] | None,
+    person: str | int | None,
+    camera: int | None,
+    before: Any,
+    added_before: Any,
+) -> dict[str, Any]:
+    """Return the conditions of what is to be forgotten; the arguments are those of ``forget``."""
+    conditions: dict[str, Any] = {}
+    if ids is not None:
+        conditions["id"] = [ids] if isinstance(ids, str) else list(ids)
+    if person is not None:
+        conditions["person"] = person
+    if camera is not None:
+        conditions["camera"] = camera
+    for field, moment in (("time", before), ("added", added_before)):
+        if moment is not None:
+            last = math.nextafter(seconds(moment, field), -math.inf)
+            conditions[field] = Between(high=last)
+    return conditions
 
 
 def excluded_cameras(cameras: Iterable[int]) -> tuple[int, ...]:

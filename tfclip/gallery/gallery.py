@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,16 @@ import numpy as np
 from tfclip.errors import GalleryError
 from tfclip.gallery.asking import (
     Rerank,
+    check_counts,
+    doomed,
     excluded_cameras,
     find_reranker,
     own_cameras,
     own_ids,
     rerank_each,
+    within,
 )
-from tfclip.gallery.conditions import Between, Where, check_where
+from tfclip.gallery.conditions import Where, check_where
 from tfclip.gallery.entries import (
     UNKNOWN,
     Entries,
@@ -28,12 +30,13 @@ from tfclip.gallery.entries import (
     make_metadata,
     make_persons,
     make_times,
-    seconds,
     unit_rows,
 )
 from tfclip.gallery.opening import (
     IndexName,
+    MilvusOptions,
     StorageName,
+    check_options,
     check_ttl,
     check_wanted,
     model_text,
@@ -41,6 +44,7 @@ from tfclip.gallery.opening import (
     wanted_description,
 )
 from tfclip.gallery.query import NewEntries, Query, SearchResult, Storage
+from tfclip.gallery.tables import Imported, Marks, import_file, to_table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,6 +94,9 @@ class Gallery:
         verify: bool = True,
         collection: str = "tfclip",
         token: str = "",
+        partition: str | None = None,
+        num_shards: int | None = None,
+        replica_number: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """Open a gallery; make it where there is none and ``dim`` or ``model`` is given.
@@ -112,25 +119,29 @@ class Gallery:
             verify: Compare every file with its checksum.
             collection: The gallery's name in Milvus.
             token: Milvus's token, or ``user:password``.
+            partition: The field by which Milvus keeps entries apart: ``"camera"``; ``"time"`` or
+                ``"added"``, by days; or a key of metadata, such as the site. Fixed when the gallery
+                is made. A search that names values of it touches no other partition, and forgetting
+                all of a value drops its partition.
+            num_shards: In how many shards a Milvus server takes entries, fixed when the gallery is
+                made; None leaves it to the server.
+            replica_number: How many copies a Milvus server holds in memory to search them; None
+                leaves it as it is.
             clock: Gives the time in seconds since 1970.
 
         Raises:
             GalleryError: There is none and neither ``dim`` nor ``model`` is given; it is damaged,
-                of another model or width, locked, or kept for another time; or Milvus fails.
+                of another model or width, locked, kept for another time, or partitioned otherwise;
+                or Milvus fails.
             SaveError: The folder cannot be written.
             MissingExtraError: The package of the storage is not installed.
-            ValueError: An argument is out of range.
+            ValueError: An argument is out of range, or is for another storage.
+            TypeError: An argument is of a wrong kind.
         """
         uri = str(path_or_uri)
         storage = storage or ("milvus" if "://" in uri else "exact")
-        if storage not in get_args(StorageName):
-            raise ValueError(f"storage must be one of {get_args(StorageName)}, got {storage!r}")
-        if index not in get_args(IndexName):
-            raise ValueError(f"index must be one of {get_args(IndexName)}, got {index!r}")
-        if not uri:
-            raise ValueError("path_or_uri must not be empty")
-        if storage != "milvus" and "://" in uri:
-            raise ValueError(f"path_or_uri must be a folder for storage={storage!r}, got {uri!r}")
+        milvus = MilvusOptions(collection, token, partition, num_shards, replica_number)
+        check_options(uri, storage, index, milvus)
         if dim is not None and dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
         check_ttl(ttl)
@@ -138,7 +149,7 @@ class Gallery:
         if storage == "milvus":
             from tfclip.gallery.milvus_storage import open_milvus
 
-            opened = open_milvus(uri, collection, token, wanted, clock, read_only)
+            opened = open_milvus(uri, milvus, wanted, clock, read_only)
         else:
             opened = open_folder(
                 Path(path_or_uri), storage, index, wanted, read_only, timeout, verify, clock
@@ -226,12 +237,7 @@ class Gallery:
         Raises:
             GalleryError: Another model made the table, or as in ``add``.
         """
-        description = self._storage.description
-        if not (description.fingerprint or description.model or description.next_number):
-            self._storage.describe(
-                model=table.model, revision=table.revision, fingerprint=table.fingerprint
-            )
-        self.check_maker(table)
+        self.take_maker(table)
         return self.add(
             table.embeddings,
             ids=table.names,
@@ -240,6 +246,46 @@ class Gallery:
             persons=table.persons,
             replace=replace,
         )
+
+    def import_file(
+        self,
+        path: str | Path,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        started: Any = None,
+        frame_rate: float | None = None,
+        replace: bool = False,
+        progress: bool = False,
+    ) -> Imported:
+        """Add the rows of a file of embeddings of any size, some thousands at a time.
+
+        Call it again after an interruption: what is there already is not added again. Of a
+        ``.parquet`` one step is in memory, of a ``.safetensors`` all.
+
+        Args:
+            path: A file that ``tfclip encode`` or ``EmbeddingTable.save`` wrote, made by the
+                gallery's model; an empty gallery that names no model takes the file's.
+            metadata: Of every entry, for example the site.
+            started: When the recording started, in seconds or as ``datetime``: a tracklet's time is
+                that of its first frame. Without, times are unknown.
+            frame_rate: Frames per second of the recording; goes with ``started``.
+            replace: Put a row in the place of an entry of its name with another vector; otherwise
+                that is an error.
+            progress: Show a bar.
+
+        Returns:
+            How many rows were added, and how many were there already.
+
+        Raises:
+            TableError: The file cannot be read, or is damaged; what was added before stays.
+            GalleryError: Another model made the file, or a name has another vector.
+            ValueError: An argument is out of range; nothing was added.
+            TypeError: An argument is of a wrong kind; nothing was added.
+            SaveError: The folder cannot be written.
+            MissingExtraError: ``.parquet`` without pyarrow.
+        """
+        marks = Marks.of(metadata, started, frame_rate)
+        return import_file(self, self._storage, Path(path), marks, replace, progress)
 
     def search(
         self,
@@ -287,11 +333,7 @@ class Gallery:
             TypeError: A value is of a wrong kind.
             GalleryError: Another model made the table, or the gallery is damaged.
         """
-        for name, number in (("k", k), ("rerank_candidates", rerank_candidates)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} must be a whole number, got {number!r}")
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        check_counts(k=k, rerank_candidates=rerank_candidates)
         if hasattr(queries, "embeddings"):
             table: Any = queries
             self.check_maker(table)
@@ -335,21 +377,7 @@ class Gallery:
         Raises:
             TableError: There is no such entry.
         """
-        import torch
-
-        from tfclip.data.embeddings import EmbeddingTable
-
-        entries = self.entries(where)
-        description = self._storage.description
-        return EmbeddingTable(
-            embeddings=torch.from_numpy(entries.vectors),
-            names=entries.ids,
-            persons=tuple(None if p is None else str(p) for p in entries.persons.to_list()),
-            cameras=tuple(None if c == UNKNOWN else c for c in entries.cameras.tolist()),
-            model=description.model,
-            revision=description.revision,
-            fingerprint=description.fingerprint,
-        )
+        return to_table(self.entries(where), self._storage.description)
 
     def forget(
         self,
@@ -382,17 +410,7 @@ class Gallery:
             GalleryError: Another process keeps writing.
             SaveError: The folder cannot be written.
         """
-        conditions: dict[str, Any] = {}
-        if ids is not None:
-            conditions["id"] = [ids] if isinstance(ids, str) else list(ids)
-        if person is not None:
-            conditions["person"] = person
-        if camera is not None:
-            conditions["camera"] = camera
-        for field, moment in (("time", before), ("added", added_before)):
-            if moment is not None:
-                last = math.nextafter(seconds(moment, field), -math.inf)
-                conditions[field] = Between(high=last)
+        conditions = doomed(ids, person, camera, before, added_before)
         if not conditions and where is None:
             raise ValueError("forget must be told what: ids, person, camera, before or where")
         return self._storage.forget((conditions, *self._conditions(where, None)))
@@ -445,13 +463,17 @@ class Gallery:
 
     def _conditions(self, where: Where | None, window: Any) -> tuple[Where, ...]:
         check_where(where, self._storage.description.fields)
-        conditions: list[Where] = [] if where is None else [where]
-        if window is not None:
-            if not isinstance(window, tuple | list) or len(window) != 2:
-                raise TypeError(f"time_window must be a start and an end, got {window!r}")
-            ends = [None if end is None else seconds(end, "time_window") for end in window]
-            conditions.append({"time": Between(*ends)})
-        return tuple(conditions)
+        conditions = () if where is None else (where,)
+        return conditions if window is None else (*conditions, within(window))
+
+    def take_maker(self, table: Any) -> None:
+        """Make a table's model that of an empty gallery that names none; else ``check_maker``."""
+        description = self._storage.description
+        if not (description.fingerprint or description.model or description.next_number):
+            self._storage.describe(
+                model=table.model, revision=table.revision, fingerprint=table.fingerprint
+            )
+        self.check_maker(table)
 
     def check_maker(self, table: Any) -> None:
         """Refuse embeddings of another model than the gallery's.

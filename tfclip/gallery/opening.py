@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from tfclip.errors import GalleryError
 from tfclip.gallery.journal import INDEX, Description, Journal
@@ -17,6 +17,47 @@ if TYPE_CHECKING:
 
 StorageName = Literal["exact", "faiss", "milvus"]
 IndexName = Literal["flat", "hnsw", "ivf"]
+
+
+class MilvusOptions(NamedTuple):
+    """What of the arguments of ``Gallery.open`` is for Milvus alone."""
+
+    collection: str = "tfclip"
+    token: str = ""
+    partition: str | None = None
+    num_shards: int | None = None
+    replica_number: int | None = None
+
+
+def check_options(uri: str, storage: str, index: str, options: MilvusOptions) -> None:
+    """Refuse arguments of ``Gallery.open`` that are out of range or do not fit together.
+
+    Raises:
+        TypeError: A number of shards or replicas that is no whole number.
+        ValueError: Anything else.
+    """
+    from tfclip.gallery.partitions import check_partition
+
+    if storage not in get_args(StorageName):
+        raise ValueError(f"storage must be one of {get_args(StorageName)}, got {storage!r}")
+    if index not in get_args(IndexName):
+        raise ValueError(f"index must be one of {get_args(IndexName)}, got {index!r}")
+    if not uri:
+        raise ValueError("path_or_uri must not be empty")
+    if storage != "milvus" and "://" in uri:
+        raise ValueError(f"path_or_uri must be a folder for storage={storage!r}, got {uri!r}")
+    for name in ("partition", "num_shards", "replica_number"):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if storage != "milvus":
+            raise ValueError(f"{name} is for storage='milvus', got {value!r} with {storage!r}")
+        if name == "partition":
+            check_partition(value)
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        elif value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def open_folder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -177,6 +177,10 @@ class Storage(Protocol):
 
     def add(self, new: NewEntries, replace: bool) -> tuple[str, ...]:
         """Add entries; return their ids."""
+        ...
+
+    def find(self, ids: Sequence[str]) -> Entries:
+        """Return the entries with some ids, those that there are, in no order."""
         ...
 
     def search(self, query: Query) -> Nearest:
