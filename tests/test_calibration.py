@@ -138,7 +138,9 @@ def test_a_damaged_calibration_is_refused():
         ({"threshold": "0.5"}, "threshold must be finite numbers, got '0.5'"),
         ({"threshold": float("nan")}, "threshold must be finite numbers, got nan"),
         ({"kind": "platt"}, "kind must be one of"),
+        ({"num_same": True}, "num_same must be finite numbers, got True"),
         ({"prior": 2}, "prior must be from 0 to 1, got 2"),
+        ({"prior": -0.5}, "prior must be from 0 to 1, got -0.5"),
         ({"slope": -1.0}, "slope must be at least 0"),
         ({"distances": []}, "of one length"),
         ({"distances": [1.0, 0.0], "probabilities": [1.0, 0.0]}, "must ascend"),
@@ -151,6 +153,11 @@ def test_a_damaged_calibration_is_refused():
     del values["prior"]
     with pytest.raises(ValueError, match=r"check \['prior'\]"):
         Calibration.from_dict(values)
+
+
+def test_unless_told_otherwise_one_false_match_in_a_thousand_is_asked_for():
+    calibration = fit_threshold(*drawn_pairs())
+    assert (calibration.asked_false_match_rate, calibration.kind) == (1e-3, "isotonic")
 
 
 def test_matching_gives_the_first_nearest_row_or_rejects():
@@ -179,6 +186,8 @@ def test_pairs_that_teach_nothing_are_refused():
         fit_threshold(distance, same, kind="platt")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prior must be between 0 and 1, got 1"):
         fit_threshold(distance, same, prior=1)
+    with pytest.raises(ValueError, match="prior must be between 0 and 1, got 0"):
+        fit_threshold(distance, same, prior=0)
     with pytest.raises(ValueError, match="distance must be a number, got NaN"):
         fit_threshold(distance, same).probability(torch.tensor([torch.nan]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tfclip import MemoryDiffusion, TemporalMemoryConstruction, TemporalMemoryDiffusion, convert
-from tfclip.diffusion import mean_over_frames
+from tfclip.diffusion import _position_code, mean_over_frames
 
 
 @pytest.fixture
@@ -140,12 +141,18 @@ def test_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: diffusion(x, mask), tokens)
 
 
-def test_drop_path_drops_whole_frames_in_training_only(tokens):
+@pytest.mark.parametrize("gradients", [True, False])
+def test_drop_path_drops_whole_frames_in_training_only(gradients, tokens):
     torch.manual_seed(0)
     diffuse = MemoryDiffusion(64, 2, drop_path=0.5)
     memory = torch.zeros(2, 4, 64)
     kept = torch.cat([tokens, memory[:, :, None]], dim=2)
-    output = diffuse(tokens, memory)
+    with torch.set_grad_enabled(gradients):
+        output = diffuse(tokens, memory)
+        torch.manual_seed(1)
+        mean = diffuse.mean(tokens, memory)
+        torch.manual_seed(1)
+        torch.testing.assert_close(mean, diffuse(tokens, memory).mean(2))
     untouched = (output == kept).flatten(2).all(2)
     assert untouched.any()
     assert not untouched.all()
@@ -164,6 +171,39 @@ def test_half_precision_stays_close(diffusion, tokens):
 def test_mean_over_frames_weighs():
     x = torch.tensor([[[1.0], [4.0]]])
     assert mean_over_frames(x, torch.tensor([[1.0, 2.0]])).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("dim", [6, 7])
+def test_the_code_of_a_place_is_a_sine_and_its_cosine_from_channel_to_channel(dim):
+    code = _position_code(torch.zeros(1, 40, dim, dtype=torch.float64))
+    assert code.dtype == torch.float64
+    for place in range(40):
+        for channel in range(dim):
+            # Wave lengths of 2 pi to 2 pi 1000 frames, each for two channels.
+            angle = place / 1000 ** (channel // 2 * 2 / dim)
+            expected = math.cos(angle) if channel % 2 else math.sin(angle)
+            assert code[place, channel].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("position", [False, True])
+def test_order_of_the_frames_matters_where_their_place_is_told(position, tokens):
+    torch.manual_seed(0)
+    diffusion = TemporalMemoryDiffusion(64, 2, temporal_position=position).eval()
+    with torch.inference_mode():
+        backwards = diffusion(tokens.flip(1)).flip(1)
+        assert torch.allclose(diffusion(tokens), backwards, atol=1e-5) != position
+
+
+def test_a_learned_scale_that_starts_at_one_weighs_the_code_of_the_place(tokens):
+    torch.manual_seed(0)
+    construction: Any = TemporalMemoryConstruction(64, 2, temporal_position=True).eval()
+    messages = tokens.mean(2)
+    with torch.no_grad():
+        for scale in (1.0, 3.0):
+            coded = messages + scale * _position_code(messages)
+            expected = coded + construction.attention(construction.norm(coded))
+            torch.testing.assert_close(construction.exchange(messages), expected)
+            construction.position_scale.fill_(3.0)
 
 
 @pytest.mark.parametrize(

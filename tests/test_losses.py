@@ -130,6 +130,12 @@ def test_cosine_logits_are_scaled_cosines():
     torch.testing.assert_close(logits, expected)
 
 
+def test_cosine_logits_of_a_memory_for_each_clip_are_cosines_too():
+    features, memory = draw(3, 4), draw(3, 5, 4, seed=1)
+    logits = video_to_memory_logits(features, memory, similarity="cosine")
+    torch.testing.assert_close(logits, F.cosine_similarity(features[:, None], memory, dim=-1))
+
+
 def test_in_the_scope_of_the_batch_absent_identities_do_not_compete():
     # exp(s_y) / sum of exp(s_k) over the persons k in the batch, each once.
     features, memory, labels = draw(4, 3), draw(6, 3, seed=1), [4, 1, 4, 2]
@@ -145,6 +151,8 @@ def test_frame_loss_gives_each_frame_its_clips_identity_and_divides_by_the_frame
     logits, labels = draw(6, 4), torch.tensor([3, 1])
     by_hand = sum(identity_loss(logits[i : i + 1], labels[i // 3 : i // 3 + 1]) for i in range(6))
     torch.testing.assert_close(frame_loss(logits, labels, 3), torch.as_tensor(by_hand) / 6 / 3)
+    plain = frame_loss(logits, labels, 3, label_smoothing=0.0)
+    torch.testing.assert_close(plain, F.cross_entropy(logits, labels.repeat_interleave(3)) / 3)
 
 
 # --- what holds of any input -----------------------------------------------------------------

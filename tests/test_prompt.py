@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tfclip import SequenceSpecificPrompt, convert
 
@@ -34,6 +35,50 @@ def test_output_is_the_reference_output(request, golden):
         prompt: Any = objective.eval().prompt
         output = prompt(inputs["ssp_text"], inputs["ssp_visual"])
     torch.testing.assert_close(output, golden("eval_outputs")["ssp_out"], atol=5e-5, rtol=0)
+
+
+def slow_cross_attention(attention, queries, keys):
+    """What each query finds, head by head."""
+    size = queries.shape[1] // attention.num_heads
+    query, key, value = attention.query(queries), attention.key(keys), attention.value(keys)
+    found = torch.zeros_like(queries)
+    for head in range(attention.num_heads):
+        part = slice(head * size, (head + 1) * size)
+        for i in range(len(queries)):
+            shares = torch.stack([torch.exp(query[i, part] @ k / size**0.5) for k in key[:, part]])
+            found[i, part] = (shares / shares.sum()) @ value[:, part]
+    return attention.output(found)
+
+
+def test_the_variant_of_the_paper_is_what_its_equations_say_clip_by_clip(memory, tokens):
+    torch.manual_seed(0)
+    prompt: Any = SequenceSpecificPrompt(64, num_heads=2, variant="paper").eval()
+    for parameter in prompt.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    with torch.inference_mode():
+        for clip, output in zip(tokens, prompt(memory, tokens), strict=True):
+            context, x = prompt.context_projection(clip), memory
+            for layer in prompt.layers:
+                x = x + slow_cross_attention(layer.cross_attention, layer.cross_norm(x), context)
+                hidden = layer.mlp[0](layer.mlp_norm(x))
+                x = x + layer.mlp[3](hidden * torch.sigmoid(1.702 * hidden))
+            torch.testing.assert_close(output, prompt.scale * x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "places"), [("released", 4), ("paper", 3)])
+def test_a_new_prompt_has_two_layers_small_weights_and_the_dropout_asked_for(variant, places):
+    prompt: Any = SequenceSpecificPrompt(64, variant=variant)
+    assert len(prompt.layers) == 2
+    for layer in prompt.modules():
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert layer.bias is None or not layer.bias.any()
+    if variant == "paper":
+        torch.testing.assert_close(prompt.scale.detach(), torch.full((64,), 0.1))
+    for dropout in (0.1, 0.3):
+        drops = [part.p for part in prompt.modules() if isinstance(part, nn.Dropout)]
+        assert drops == [dropout] * places * 2
+        prompt = SequenceSpecificPrompt(64, variant=variant, dropout=0.3)
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])

@@ -13,6 +13,7 @@ from tfclip.functional import (
     candidates,
     evaluate_ranking,
     evaluate_ranking_from_features,
+    evaluate_ranking_topk,
     squared_euclidean_distance,
 )
 
@@ -218,6 +219,8 @@ def test_bad_distances_are_refused_with_their_place():
         evaluate_ranking(torch.zeros(1, 2, dtype=torch.long), *labels)
     with pytest.raises(ValueError, match="ap must be one of"):
         evaluate_ranking(torch.zeros(1, 2), *labels, ap="area")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_rank must be at least 1, got 0"):
+        evaluate_ranking(torch.zeros(1, 2), *labels, max_rank=0)
     with pytest.raises(ValueError, match="exclude must be one of"):
         evaluate_ranking(torch.zeros(1, 2), *labels, exclude="junk")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="query_ids must be known, got None at position 0"):
@@ -231,6 +234,18 @@ def test_a_rank_beyond_what_was_measured_is_not_invented():
     with pytest.raises(ValueError, match="from 1 to the measured 3, got 4"):
         result.rank(4)
     assert evaluate_ranking(distance, [1], [2, 1, 2, 2, 2, 2], [0], [1] * 6).rank(20) == 1
+
+
+def test_unless_told_otherwise_fifty_ranks_are_measured():
+    places = torch.arange(80)
+    labels = [1], [2] * 79 + [1], [0], [1] * 80
+    for result in (
+        evaluate_ranking(places.float()[None], *labels),
+        evaluate_ranking_from_features(torch.zeros(1, 1), places.float()[:, None], *labels),
+        evaluate_ranking_topk(places[None], *labels),
+    ):
+        assert result.cmc.tolist() == [0] * 50
+        assert result.mAP == pytest.approx(1 / 80)
 
 
 def test_the_protocol_says_what_was_counted():

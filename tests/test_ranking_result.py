@@ -106,6 +106,15 @@ def test_an_interval_is_decided_by_its_seed_and_not_by_its_blocks(monkeypatch):
     assert result.interval("rank5") == whole
 
 
+def test_unless_told_otherwise_an_interval_is_that_of_95_percent_from_2000_resamples():
+    result = some_result()
+    values = scores_of(result).average_precision[:11]
+    told = {"level": 0.95, "resamples": 2000, "seed": 0}
+    assert result.interval("mAP") == result.interval("mAP", **told)
+    assert bootstrap_interval(values) == bootstrap_interval(values, **told)
+    assert bootstrap_interval([0.25], resamples=1) == (0.25, 0.25)
+
+
 def test_an_interval_covers_the_truth_as_often_as_it_says():
     random = np.random.default_rng(0)
     covered = 0
@@ -123,6 +132,8 @@ def test_an_interval_that_cannot_be_given_is_refused():
         result.interval("rank5")
     with pytest.raises(ValueError, match="level must be between 0 and 1, got 1"):
         result.interval("mAP", level=1)
+    with pytest.raises(ValueError, match="level must be between 0 and 1, got 0"):
+        result.interval("mAP", level=0)
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         result.interval("mAP", resamples=0)
     with pytest.raises(ValueError, match=r"values must be \(M,\) with at least one"):

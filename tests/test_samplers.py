@@ -81,6 +81,15 @@ def test_the_same_seed_and_epoch_give_the_same_batches_and_others_do_not():
     assert list(IdentitySampler(labels, seed=2)) != first
 
 
+def test_unless_told_otherwise_a_batch_is_four_identities_with_four_tracklets_each():
+    (batch,) = IdentitySampler([i % 4 for i in range(16)])
+    assert sorted(batch) == list(range(16))
+
+
+def test_a_batch_of_one_identity_is_allowed():
+    assert [sorted(batch) for batch in IdentitySampler([5, 5], 1, 2)] == [[0, 1]]
+
+
 def test_drawing_does_not_touch_the_random_state_of_torch():
     state = torch.get_rng_state()
     list(IdentitySampler([0, 0, 1, 1], 2, 2))
@@ -115,7 +124,9 @@ def test_every_identity_has_the_same_chance_to_be_drawn():
         ({"num_tracklets": 0}, "num_tracklets must be at least 1"),
         ({"num_identities": 5}, "at least 5 different ones"),
         ({"world_size": 3}, "multiple of world_size 3"),
+        ({"world_size": 0}, "world_size must be at least 1"),
         ({"rank": 1}, "rank must be 0 to 0"),
+        ({"rank": -1}, "rank must be 0 to 0"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"identities": torch.zeros(4)}, "whole numbers"),
         ({"identities": torch.zeros(4, 2).long()}, r"\(M,\)"),

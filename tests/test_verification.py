@@ -157,7 +157,7 @@ def test_of_too_many_pairs_a_fair_share_is_kept(monkeypatch):
     assert some.distance[~some.same].mean() == pytest.approx(
         every.distance[~every.same].mean().item(), abs=0.01
     )
-    again = pair_scores(distance, persons, persons, cameras, cameras, max_different=20_000)
+    again = pair_scores(distance, persons, persons, cameras, cameras, max_different=20_000, seed=0)
     assert torch.equal(some.distance, again.distance)
     other = pair_scores(distance, persons, persons, cameras, cameras, max_different=20_000, seed=1)
     assert len(some.distance) != len(other.distance) or not torch.equal(some[0], other[0])
@@ -201,6 +201,12 @@ def test_a_stranger_nearer_than_all_leaves_no_threshold():
     assert result.thresholds == (-float("inf"), 0.5)
     assert result.rates == (0, 1)
     assert result.reached == (0, 1)
+
+
+def test_unless_told_otherwise_one_false_alarm_in_a_hundred_and_in_ten_is_asked_for():
+    distance = torch.rand(101, 1, generator=torch.Generator().manual_seed(0))
+    result = open_set_identification(distance, list(range(101)), [0], [0] * 101, [1])
+    assert result.false_alarm_rates == (0.01, 0.1)
 
 
 def test_rates_that_so_few_trials_cannot_show_are_refused():
