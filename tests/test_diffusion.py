@@ -133,12 +133,14 @@ def test_gradients_reach_every_parameter(tokens):
     assert [name for name, p in diffusion.named_parameters() if p.grad is None] == []
 
 
-def test_gradient_is_that_of_finite_differences():
+@pytest.mark.parametrize("training", [True, False])
+def test_gradient_is_that_of_finite_differences(training):
     torch.manual_seed(0)
-    diffusion = TemporalMemoryDiffusion(4, 2).double()
+    diffusion = TemporalMemoryDiffusion(4, 2).double().train(training)
     tokens = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[1.0, 2.0]])
     assert torch.autograd.gradcheck(lambda x: diffusion(x, mask), tokens)
+    assert torch.autograd.gradcheck(lambda x: diffusion.mean(x, mask), tokens)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -168,7 +170,9 @@ def test_half_precision_stays_close(diffusion, tokens):
     assert F.cosine_similarity(half.float().flatten(), exact.flatten(), dim=0) > 0.999
 
 
-def test_mean_over_frames_weighs():
+def test_mean_over_frames_is_that_of_each_clip_and_weighs():
+    clips = torch.tensor([[[1.0], [4.0], [7.0]], [[0.0], [1.0], [5.0]]])
+    assert mean_over_frames(clips).tolist() == [[4.0], [2.0]]
     x = torch.tensor([[[1.0], [4.0]]])
     assert mean_over_frames(x, torch.tensor([[1.0, 2.0]])).item() == pytest.approx(3.0)
 

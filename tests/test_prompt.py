@@ -113,6 +113,14 @@ def test_with_one_token_attention_tells_every_identity_the_same(memory, tokens):
     torch.testing.assert_close(found, found[:, :1].expand_as(found))
 
 
+def test_one_layer_is_enough(memory, tokens):
+    prompt: Any = SequenceSpecificPrompt(64, depth=1).eval()
+    with torch.inference_mode():
+        queries, context = prompt.memory_projection(memory[None]), prompt.context_projection(tokens)
+        expected = prompt.prompt_projection(prompt.layers[0](queries, context))
+        torch.testing.assert_close(prompt(memory, tokens), expected)
+
+
 def test_dropout_is_drawn_for_each_clip_though_attention_is_shared(memory, tokens):
     torch.manual_seed(0)
     prompt: Any = SequenceSpecificPrompt(64, dropout=0.5).train()

@@ -379,6 +379,7 @@ def test_a_whole_ranking_as_lists_is_worth_what_the_matrix_is():
         (torch.tensor([[0, 2]]), ValueError, "gallery rows from 0 to 1, or -1 for none, got 2"),
         (torch.tensor([[0, -2]]), ValueError, "or -1 for none, got -2"),
         (torch.tensor([[1, 1]]), ValueError, "must not repeat a row, got 1 twice for query 0"),
+        (torch.tensor([[0, 1, 1]]), ValueError, "must not repeat a row, got 1 twice for query 0"),
     ],
 )
 def test_lists_that_no_index_returns_are_refused(lists, error, message):

@@ -67,6 +67,7 @@ def test_processes_share_what_one_process_would_draw(labels, size, world):
         sampler.set_epoch(5)
     for whole, *shares in zip(alone, *ranks, strict=True):
         assert [entry for share in shares for entry in share] == whole
+        assert {len(share) for share in shares} == {4 // world * size}
         people = [{labels[index] for index, _ in share} for share in shares]
         assert sum(len(of_rank) for of_rank in people) == len(set().union(*people)) == 4
 
@@ -76,6 +77,7 @@ def test_the_same_seed_and_epoch_give_the_same_batches_and_others_do_not():
     sampler = IdentitySampler(labels, seed=1)
     first = list(sampler)
     assert list(sampler) == first == list(IdentitySampler(labels, seed=1))
+    assert list(IdentitySampler(labels)) == list(IdentitySampler(labels, seed=0)) != first
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(IdentitySampler(labels, seed=2)) != first
