@@ -36,7 +36,7 @@ UNPARSED_PROGRAMS = {
 }
 UNPARSED_MODULES = {"sphinx": "CI runs it", "build": "CI runs it", "venv": "of Python"}
 UNPARSED_SCRIPTS = {
-    "examples/consume_onnx.py": "takes paths only; tests/test_export.py runs it",
+    "examples/consume_onnx.py": "takes paths only; tests/export runs it",
 }
 OTHER_PACKAGES: dict[str, str] = {}  # that a page installs and pyproject.toml does not know
 

@@ -116,5 +116,7 @@ def test_a_model_is_loaded_in_the_type_that_is_fast(measured):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", 16])
 def test_a_dtype_that_is_none_is_refused(dtype):
-    with pytest.raises(TypeError, match=r"dtype must be a torch.dtype, 'auto', 'int8' or None, got"):
+    with pytest.raises(
+        TypeError, match=r"dtype must be a torch.dtype, 'auto', 'int8' or None, got"
+    ):
         TFCLIP.from_pretrained("tfclip-tiny", dtype=dtype)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.exports import need_onnx
 from tfclip import TFCLIP
 from tfclip.export import export_model, exporting, formats, parity
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.exports import damage_onnx, embed, pixels
+from tests.export.exports import damage_onnx, embed, need_onnx, pixels
 from tfclip import TFCLIP
 from tfclip.errors import ExportError
 from tfclip.export import export_model, parity
