@@ -154,6 +154,7 @@ PICKLED: dict[type, Callable[[Path], Any]] = {
     tracking.QualityGate: lambda _: tracking.QualityGate(edge_margin=None),
     tracking.TrackState: lambda _: tracks().state(7),
     tracking.Tracked: lambda _: tracking.tracked_boxes(np.array([[0, 0, 4, 8, 7.0]])),
+    gallery.Imported: lambda _: gallery.Imported(added=2, there=1),
     data.ClipDataset: lambda _: data.ClipDataset(people(), CONFIG, data.ClipTransform.reference()),
     data.TrackletDataset: lambda _: data.TrackletDataset(people(), CONFIG, "rrs"),
     data.IdentitySampler: lambda _: data.IdentitySampler(IDS, 2, 2, numbered=True),

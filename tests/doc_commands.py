@@ -33,6 +33,10 @@ UNPARSED_PROGRAMS = {
     "ray": "of a cluster",
     "sbatch": "of a cluster",
     "kubectl": "of a cluster",
+    "docker": "of a cluster",
+    "milvus-lite": "of another package",
+    "coverage": "not of this library; what it runs is pytest's",
+    "versions": ".ci/versions: a word for itself, the rest for pytest",
 }
 UNPARSED_MODULES = {"sphinx": "CI runs it", "build": "CI runs it", "venv": "of Python"}
 UNPARSED_SCRIPTS = {

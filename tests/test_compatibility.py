@@ -322,8 +322,13 @@ def test_a_compiled_training_step_learns_as_the_plain_one(compiler):
         step = build(case)  # in eval mode nothing is dropped at random
         call = step if backend is None else compiler(step, backend=backend)
         call(*arguments)["loss"].backward()
-        gradients.append({name: p.grad for name, p in step.named_parameters()})
-    assert sum(gradient is not None for gradient in gradients[0].values()) > 10
+        gradients.append(
+            {
+                name: torch.zeros_like(p) if p.grad is None else p.grad  # compilers may write zeros
+                for name, p in step.named_parameters()
+            }
+        )
+    assert sum(bool(gradient.any()) for gradient in gradients[0].values()) > 10
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 

@@ -57,7 +57,7 @@ def add_model(command: Any) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16", "auto", "int8"),
         default="float32",
-        help="(float32); auto: float32 or half, which is fast here, measured once; int8: bfloat16 "
+        help="(float32); auto: what is fast here, measured once; int8: bfloat16 "
         "with 8-bit products, on x86",
     )
     add_model_name(command)
