@@ -253,7 +253,7 @@ def test_a_config_error_is_a_value_error_and_a_tfclip_error() -> None:
         ('{"temporal_depth": 100000}', "temporal_depth must be at most 1024"),
         (f'{{"camera_coefficient": 1{"0" * 400}}}', "camera_coefficient must be a finite number"),
         ("[" * 100_000, "config is not JSON: it is nested too deep"),
-        (f'{{"backbone_options": {{"a": {"[" * 900}{"]" * 900}}}}}', "nested (so|too) deep"),
+        (f'{{"backbone_options": {{"a": {"[" * 900}{"]" * 900}}}}}', "must not be nested so deep"),
         (
             json.dumps({"calibration": {**CALIBRATION, "slope": 10**400}}),
             "calibration slope must be a finite number",

@@ -75,7 +75,8 @@ def test_a_slow_consumer_gets_the_newest_frames_and_the_others_are_counted(caplo
         live = LiveVideo(url(served), **{**FAST, "max_waiting": 5})
         with live, caplog.at_level(logging.WARNING):
             first = next(live)  # what began the thread
-            wait_until(lambda: live.num_received >= 38)  # the demuxer holds the last one back
+            wait_until(lambda: live.num_received >= 38)  # the demuxer holds the last one back,
+            time.sleep(0.5)  # or two, for a moment
             received = live.num_received
             frames = [next(live) for _ in range(5)]
     assert first.number == 0 or live.num_dropped

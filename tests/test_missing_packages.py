@@ -44,7 +44,9 @@ def hide_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_processes_without_accelerate_name_the_extra(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(MissingExtraError, match=r"need Accelerate: pip install 'tfclip\[train\]'$"):
+    with pytest.raises(
+        MissingExtraError, match=r"need Accelerate; install it with: pip install 'tfclip\[train\]'$"
+    ):
         join_processes("cpu")
 
 

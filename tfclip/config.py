@@ -18,6 +18,8 @@ from tfclip.untrusted import parse_json
 # one version.
 SCHEMA_VERSION = 1
 
+_DEEPEST = 64  # mappings and lists in one another
+
 Activation = Literal["quick_gelu", "gelu"]
 DescriptorPart = Literal["appearance", "projected", "temporal"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -354,10 +356,12 @@ def _check_real(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a finite number, got {_short(value)}")
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, depth: int = 0) -> object:
     """Return tuples as lists, also inside mappings, as JSON has it."""
+    if depth > _DEEPEST:  # Python's own limit is not the same at all times: compilers raise it
+        raise RecursionError
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, depth + 1) for inner in value]
     return value
