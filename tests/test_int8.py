@@ -16,9 +16,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from tfclip import TFCLIP, TFCLIPConfig, int8, speed
+from tfclip import TFCLIP, TFCLIPConfig, TrackletEncoder, int8, speed
 from tfclip.cli import main
 from tfclip.data import EmbeddingTable
+from tfclip.export import export_model
 from tfclip.precision import convert
 
 pytestmark = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
@@ -275,3 +276,27 @@ def test_a_table_says_that_its_embeddings_were_made_of_8_bit_products(tmp_path):
     assert table.settings["dtype"] == "int8"
     exact = TFCLIP.from_pretrained("tfclip-tiny").encode_sequence(folder)
     assert 0.999 < float(table.embeddings[0] @ exact) <= 1 + 1e-6
+
+
+def test_growing_tracklets_are_encoded_as_whole_ones_are(model):
+    model.quantize_dynamic()
+    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), dtype=np.uint8)
+    encoder = TrackletEncoder(model)
+    for frame in frames:
+        encoder.update([7], [frame])
+    whole = model.encode_sequence(frames)
+    assert 1 - float(encoder.embedding(7).double() @ whole.double()) < 1e-6
+    model.quantize_dynamic(False)
+    assert 1 - float(model.encode_sequence(frames).double() @ whole.double()) > 1e-6
+
+
+def test_a_model_that_moved_where_it_cannot_says_what_it_computes_in(model):
+    model.quantize_dynamic()
+    assert model.half().precision == "float16"
+
+
+def test_an_export_is_compared_with_the_exact_model(model, tmp_path):
+    model.quantize_dynamic()
+    report = export_model(model, tmp_path / "model.pt2")
+    assert report.cosine > 1 - 1e-6
+    assert model.precision == "int8"

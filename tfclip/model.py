@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -119,7 +120,9 @@ class TFCLIP(nn.Module):
     @property
     def precision(self) -> str:
         """What the model computes in: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``."""
-        return "int8" if self._multiplies_int8 else str(self.dtype).removeprefix("torch.")
+        if self._multiplies_int8 and not self._why_not_int8():  # it may have been moved since
+            return "int8"
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def calibration(self) -> Calibration | None:
@@ -170,7 +173,7 @@ class TFCLIP(nn.Module):
         num_frames = frames.shape[1]
         if codes is not None:
             codes = repeat(codes, "b d -> (b t) d", t=num_frames)
-        with int8.multiplying(self._multiplies_int8):
+        with self.computing():
             tokens = self.backbone(rearrange(frames, "b t c h w -> (b t) c h w"), codes)
         return self.describe(rearrange(tokens, "(b t) n d -> b t n d", t=num_frames), frame_mask)
 
@@ -189,7 +192,7 @@ class TFCLIP(nn.Module):
             return speed.in_padded_pieces(
                 self.backbone, self._compiled_frames, frames, camera_codes
             )
-        with int8.multiplying(self._multiplies_int8):
+        with self.computing():
             if "temporal" in self.config.descriptor and self.temporal.reads_tokens:
                 return self.backbone(frames, camera_codes)
             return self.backbone.encode_class(frames, camera_codes)
@@ -235,6 +238,10 @@ class TFCLIP(nn.Module):
         if enabled and (reason := self._why_not_int8()):
             raise ValueError(f"this model cannot multiply 8-bit numbers: {reason}")
         self._multiplies_int8 = enabled
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Let parts of the model multiply as ``precision`` says; its own methods see to it."""
+        return int8.multiplying(self._multiplies_int8)
 
     def _why_not_int8(self) -> str | None:
         if not self.backbone.merges_tokens:
@@ -348,7 +355,7 @@ class TFCLIP(nn.Module):
         """Run the temporal head, whose losses do not reach the tower in the released code."""
         if self.config.temporal_detach:
             frame_tokens, frame_projected = frame_tokens.detach(), frame_projected.detach()
-        with int8.multiplying(self._multiplies_int8):
+        with self.computing():
             return self.temporal(frame_tokens, frame_projected, frame_mask)
 
     def _project_tokens(self, frame_tokens: Tensor, frame_mask: Tensor | None) -> Tensor:

@@ -124,6 +124,7 @@ def export_model(
         camera_input=camera_input,
     )
     reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    reference.quantize_dynamic(False)
     with _folder_beside(path) as folder:
         file = folder / f"model{SUFFIXES[format]}"
         _write(program, file, description)

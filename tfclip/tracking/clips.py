@@ -100,7 +100,7 @@ class ClipDescriber:
         """
         model = self.model
         resized = torch.stack([self.preprocess.resize(crop) for crop in crops])
-        with torch.inference_mode(), eval_mode(model):
+        with torch.inference_mode(), eval_mode(model), model.computing():
             pixels = self.preprocess.normalize(resized.to(model.device), dtype=model.dtype)
             codes = model.camera_codes(torch.tensor(cameras), len(cameras))
             tokens = model.backbone(pixels, codes)
@@ -135,7 +135,7 @@ class ClipDescriber:
         if any(count != 1 for each in counts for count in each) or len(set(map(len, counts))) > 1:
             weights = [torch.tensor(each, dtype=torch.float32) for each in counts]
             mask = pad_sequence(weights, batch_first=True).to(model.device)
-        with torch.inference_mode(), eval_mode(model):
+        with torch.inference_mode(), eval_mode(model), model.computing():
             frames = {
                 "appearance": _pad([[frame.class_token for frame in clip] for clip in chosen]),
                 "projected": _pad([[frame.projected for frame in clip] for clip in chosen]),
