@@ -218,6 +218,33 @@ def test_a_cluster_may_finish_groups_in_any_order(tiny_model, tracklets, tmp_pat
     assert ray_here.options == {"concurrency": 2, "num_cpus": 1, "num_gpus": None}
 
 
+def test_an_actor_gets_a_few_groups_of_a_long_job_at_once(
+    tiny_model, tracklets, tmp_path, ray_here, monkeypatch
+):
+    monkeypatch.setattr(tfclip.groups, "GROUP_FRAMES", 4)  # 40 groups of 1 tracklet
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    encode_to_file(tiny_model, tracklets, here)
+    for actors, rows in ((1, 10), (2, 20), (3, 40)):  # a fair share is 5, 2, 1; 4 are the most
+        there.unlink(missing_ok=True)
+        encode_to_file(tiny_model, tracklets, there, cluster=RayCluster(actors=actors))
+        assert len(ray_here._rows) == rows
+        assert there.read_bytes() == here.read_bytes()
+
+
+def test_groups_that_an_actor_finished_before_an_error_are_kept(
+    tiny_model, tracklets, tmp_path, ray_here, monkeypatch
+):
+    monkeypatch.setattr(tfclip.groups, "GROUP_FRAMES", 4)
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    broken = [*tracklets]
+    broken[-1] = Tracklet(name="zz", frames=(str(damaged),))  # of four together, which come first
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(FrameError, match=r"damaged\.png is not a readable image"):
+        encode_to_file(tiny_model, broken, out, cluster=RayCluster())
+    assert len(list(out.with_name("out.safetensors.parts").glob("*.safetensors"))) == 3
+
+
 def test_joining_a_cluster_asks_for_none_of_what_its_owner_decides(
     tiny_model, tracklets, tmp_path, ray_here
 ):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _MAX_BLOCKS = 2000  # that Ray Data keeps an account of
+_MAX_TOGETHER = 4  # groups that an actor gets at once: it reads ahead from one to the next
+_MIN_TURNS = 8  # of each actor, so that all end at about the same time
 _STORE_BYTES = 256 * 2**20  # for embeddings on their way, where Ray runs on this machine alone
 
 _logger = logging.getLogger(__name__)
@@ -99,11 +101,11 @@ class ClusterEncoder:
             self._start(ray)
         try:
             for row in self._run(ray, rows):
-                if row["error"]:
-                    raise pickle.loads(row["error"])
                 for group, embeddings, lengths in pickle.loads(row["encoded"]):
                     yield group, torch.from_numpy(embeddings), lengths
                     count(sum(num_frames(tracklets[i]) for i in group))
+                if row["error"]:
+                    raise pickle.loads(row["error"])
         finally:
             if started:
                 ray.shutdown()
@@ -111,14 +113,11 @@ class ClusterEncoder:
     def _units(
         self, groups: Sequence[Group], tracklets: Sequence[Tracklet]
     ) -> Iterator[list[Group]]:
-        """Yield what one actor does in one go: a group, or all groups of one video."""
-        recordings: dict[str, list[Group]] = {}
-        for group in groups:
-            recording = self.encoder.recording(tracklets[group[0]])
-            if recording is None:
-                yield [group]
-            else:
-                recordings.setdefault(recording, []).append(group)
+        """Yield what one actor does in one go: a few groups, or all groups of one video."""
+        files, recordings = self.encoder.by_source(groups, tracklets)
+        fair = len(files) // (_MIN_TURNS * self.cluster.actors)
+        together = max(1, min(fair, _MAX_TOGETHER))
+        yield from (files[i : i + together] for i in range(0, len(files), together))
         yield from recordings.values()
 
     def _start(self, ray: ModuleType) -> None:
@@ -171,14 +170,13 @@ class _Actor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         groups, tracklets = pickle.loads(row["work"])
+        encoded, failure = [], b""
         try:
-            encoded = [
-                (group, embeddings.numpy(), lengths)
-                for group, embeddings, lengths in self._encoder.encode(groups, tracklets, _ignore)
-            ]
+            for group, embeddings, lengths in self._encoder.encode(groups, tracklets, _ignore):
+                encoded.append((group, embeddings.numpy(), lengths))
         except (TFCLIPError, ValueError, TypeError) as error:  # ours to tell, not Ray's
-            return {"encoded": b"", "error": pickle.dumps(error)}
-        return {"encoded": pickle.dumps(encoded), "error": b""}
+            failure = pickle.dumps(error)
+        return {"encoded": pickle.dumps(encoded), "error": failure}
 
 
 def _pack(unit: list[Group], tracklets: Sequence[Tracklet]) -> dict[str, Any]:

@@ -109,14 +109,7 @@ class GroupEncoder:
         Raises:
             FrameError: Frames cannot be used; the groups before were given.
         """
-        files: list[Group] = []
-        recordings: dict[str, list[Group]] = {}
-        for group in groups:
-            recording = self.recording(tracklets[group[0]])
-            if recording is None:
-                files.append(group)
-            else:
-                recordings.setdefault(recording, []).append(group)
+        files, recordings = self.by_source(groups, tracklets)
         yield from self._encode_files(files, tracklets, count)
         for recording, shared in recordings.items():
             yield from self._encode_recording(recording, shared, tracklets, count)
@@ -126,6 +119,20 @@ class GroupEncoder:
         looks_first = self.reading.max_frames is not None and self.reading.selection == "diverse"
         shared = tracklet.frame_indices is not None and self.sampling == "dense" and not looks_first
         return str(tracklet.frames) if shared else None
+
+    def by_source(
+        self, groups: Sequence[Group], tracklets: Sequence[Tracklet]
+    ) -> tuple[list[Group], dict[str, list[Group]]]:
+        """Return the groups whose tracklets have files of their own, and those of each video."""
+        files: list[Group] = []
+        recordings: dict[str, list[Group]] = {}
+        for group in groups:
+            recording = self.recording(tracklets[group[0]])
+            if recording is None:
+                files.append(group)
+            else:
+                recordings.setdefault(recording, []).append(group)
+        return files, recordings
 
     def _camera(self, tracklet: Tracklet) -> int | None:
         return tracklet.camera if self.use_cameras else None
