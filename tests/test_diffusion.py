@@ -147,6 +147,7 @@ def test_gradient_is_that_of_finite_differences(training):
 def test_drop_path_drops_whole_frames_in_training_only(gradients, tokens):
     torch.manual_seed(0)
     diffuse = MemoryDiffusion(64, 2, drop_path=0.5)
+    assert "DropPath(probability=0.5)" in repr(diffuse)
     memory = torch.zeros(2, 4, 64)
     kept = torch.cat([tokens, memory[:, :, None]], dim=2)
     with torch.set_grad_enabled(gradients):

@@ -45,6 +45,7 @@ def test_memory_is_kept_in_float32_without_gradient_and_saved_with_its_module():
     assert memory().dtype == torch.float32
     assert not memory().requires_grad
     assert set(memory.state_dict()) == {"centroids", "identities"}
+    assert repr(memory) == "CLIPMemory(num_identities=2, dim=2)"
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,16 @@ def test_memory_is_kept_in_float32_without_gradient_and_saved_with_its_module():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_memory_made_and_moved_in_inference_mode_can_be_trained_with():
+    labels = torch.tensor([0, 0, 1, 1])
+    with torch.inference_mode():
+        features = torch.randn(4, 2)
+        memory = CLIPMemory.from_features(features, labels)
+        memory.update(features.flip(0), labels, 0.5)
+    clips = torch.randn(3, 2, requires_grad=True)
+    (clips @ memory().T).sum().backward()  # which keeps the memory for the gradient
+    torch.testing.assert_close(clips.grad, memory().sum(0).expand(3, -1))
+    memory().add_(1)  # and nobody minds a change in place
+    assert not memory.identities.is_inference()

@@ -99,6 +99,17 @@ def test_the_second_time_no_frame_is_encoded(tiny_model, tracklets, counted, tmp
     assert torch.equal(first(), second())
 
 
+def test_in_inference_mode_a_memory_is_built_and_read_that_can_be_trained_with(
+    tiny_model, tracklets, tmp_path
+):
+    cache = tmp_path / "memory.safetensors"
+    with torch.inference_mode():
+        built, read = (build_memory(tiny_model, tracklets, cache=cache) for _ in range(2))
+    assert torch.equal(built(), read())
+    assert not built().is_inference()
+    assert not read().is_inference()
+
+
 def change_weights(model, tracklets):
     model.backbone.tower.conv1.weight.data += 1
     return model, tracklets

@@ -251,6 +251,7 @@ def test_the_total_is_the_weighted_sum_of_the_named_terms(tiny_model, tiny_confi
         expected = sum(weights[name] * losses[name].item() for name in losses)
         assert losses.total.item() == pytest.approx(expected, rel=1e-5)
         assert "total=" in repr(losses)
+        assert len(losses) == len(weights)
 
 
 def test_weights_of_the_users_own_choose_the_terms(tiny_model, tiny_config, batch):
@@ -446,3 +447,18 @@ def test_a_momentum_memory_refuses_an_identity_without_a_row():
     memory = CLIPMemory(torch.zeros(2, 3), torch.tensor([1, 4]))
     with pytest.raises(ValueError, match=r"a row in the memory, got \[0, 7\]"):
         memory.update(torch.zeros(3, 3), torch.tensor([7, 4, 0]), 0.5)
+
+
+def test_a_memory_set_in_inference_mode_can_be_trained_with(tiny_model, tiny_config, batch):
+    frames, cameras, identities = batch
+    objective = make_objective(tiny_config)
+    with torch.inference_mode():
+        objective.set_memory(torch.randn(5, 32))
+    objective(tiny_model.train()(frames, cameras), identities).total.backward()
+    assert tiny_model.backbone.tower.proj.grad.abs().sum() > 0
+    elsewhere = TFCLIPObjective(tiny_config, 5).to("meta")  # any other device
+    with torch.inference_mode():
+        elsewhere.set_memory(torch.randn(5, 32))
+    assert elsewhere.memory is not None
+    assert elsewhere.memory().device.type == "meta"
+    assert not elsewhere.memory().is_inference()

@@ -47,8 +47,10 @@ class CLIPMemory(nn.Module):
                 f"identities must be (K,) = ({len(centroids)},) and strictly ascending, "
                 f"got {identities.tolist()}"
             )
-        self.register_buffer("centroids", centroids.detach().float().clone())
-        self.register_buffer("identities", identities.detach().long().clone())
+        # Whoever computed the features in inference mode may still train with their memory.
+        with torch.inference_mode(False):
+            self.register_buffer("centroids", centroids.detach().float().clone())
+            self.register_buffer("identities", identities.detach().long().clone())
 
     @classmethod
     def from_features(
@@ -76,6 +78,7 @@ class CLIPMemory(nn.Module):
                 )
         return cls(centroids, present)
 
+    @torch.inference_mode(False)
     def update(self, features: Tensor, identities: Tensor, momentum: float) -> None:
         """Move the rows of some identities towards new features: a momentum memory.
 

@@ -177,7 +177,8 @@ class TFCLIPObjective(nn.Module):
                 f"memory must have a row for each identity 0 to {self.num_identities - 1}, "
                 f"got identities up to {int(memory.identities[-1])}"
             )
-        self.memory = memory.to(next(self.parameters()).device)
+        with torch.inference_mode(False):  # or what is copied could not be trained with
+            self.memory = memory.to(next(self.parameters()).device)
 
     def updated_memory(self, output: TFCLIPOutput) -> Tensor:
         """Return the memory as each clip sees it (Eq. 8), ``(B, K, E)``; ``(K, E)`` without prompt.
