@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     log: list[dict[str, Any]] = checkpoint["log"] if checkpoint else []
     writer = open_tensorboard(out, len(log)) if options.tensorboard and rank == 0 else None
     model = build_model(options, train_set, checkpoint).to(device)
+    if test_set:
+        check_test(model, test_set, split)
     erasing = RandomErasing(legacy=options.legacy_erasing)
     transform = ClipTransform(erasing=erasing, jitter=ColourJitter() if options.jitter else None)
     clips = ClipDataset(train_set, model.config, transform, seed=options.seed)
@@ -173,10 +175,29 @@ def evaluate(model: TFCLIP, tracklets: list[Tracklet], split: Split) -> RankingR
     embeddings = model.encode_sequences(frames, known and [known[i] for i in mine])
     embeddings = gather_dealt(embeddings.to(model.device), len(tracklets)).cpu()
     queries, gallery = (embeddings[list(part)] for part in split)
+    return rank_all(squared_euclidean_distance(queries, gallery), tracklets, split)
+
+
+def rank_all(distance: Tensor, tracklets: list[Tracklet], split: Split) -> RankingResult:
+    """Measure the rankings of distances, (Q, G)."""
     labels = [[tracklets[row].person for row in part] for part in split]
     labels += [[tracklets[row].camera for row in part] for part in split]
-    distance = squared_euclidean_distance(queries, gallery)
     return evaluate_ranking(distance, *labels)  # pyright: ignore[reportArgumentType]
+
+
+def check_test(model: TFCLIP, tracklets: list[Tracklet], split: Split) -> None:
+    """Refuse now, and not after hours of training, a test set that cannot be evaluated on."""
+    try:
+        rank_all(torch.zeros(1).expand(*map(len, split)), tracklets, split)
+    except ValueError as error:
+        raise SystemExit(f"cannot evaluate on the test set: {error}") from None
+    count = model.config.num_cameras
+    strangers = sorted({tracklet.camera or 0 for tracklet in tracklets} - set(range(count)))
+    if count and strangers:
+        raise SystemExit(
+            f"the model is told cameras 0 to {count - 1}, and the test set has {strangers[0]}; "
+            "leave out --cameras, or set model.num_cameras"
+        )
 
 
 def load_tracklets(options: argparse.Namespace) -> tuple[list[Tracklet], list[Tracklet], Split]:

@@ -167,6 +167,30 @@ def test_a_folder_of_crops_is_trained_on_tested_and_saved(tmp_path):
         assert "train.py" in model.config.provenance["trained_by"]
 
 
+@pytest.mark.parametrize(
+    ("cameras", "options", "sentence"),
+    [
+        (("", "1", "0", "1"), (), "query_cameras must be known, got None at position 0"),
+        (("0", "0", "0", "0"), (), "every match is in the query's own camera"),
+        (("0", "2", "0", "1"), ("--cameras",), "told cameras 0 to 1, and the test set has 2"),
+    ],
+)
+def test_a_test_set_that_cannot_be_evaluated_on_is_refused_before_training(
+    tmp_path, cameras, options, sentence
+):
+    train = importlib.import_module("train")
+    (tmp_path / "none.png").write_bytes(b"")  # no frame is looked at
+    for name, views in (("train", ("0", "1", "0", "1")), ("test", cameras)):
+        rows = [f"t{i},none.png,p{i // 2},{camera}" for i, camera in enumerate(views)]
+        lines = ["tracklet,path,person,camera", *rows]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    tables = (str(tmp_path / "train.csv"), "--test", str(tmp_path / "test.csv"))
+    model = ("--init", "random", "--out", str(tmp_path / "out"), "--set", *SMALL_MODEL)
+    with pytest.raises(SystemExit, match=sentence):
+        train.main([*tables, *options, *model])
+    assert not (tmp_path / "out" / "last.pt").exists()
+
+
 def test_pre_training_gives_the_same_tower_for_the_same_seed(monkeypatch):
     script = importlib.import_module("pretrain")
     monkeypatch.setattr(script, "GROUP", 3)
