@@ -73,6 +73,18 @@ def test_an_import_is_what_adding_the_whole_table_is(
     gallery.close()
 
 
+def test_ids_that_are_not_there_are_told_without_reading_all_that_are(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.add_table(table(20))
+    gallery.forget("t3")
+    monkeypatch.setattr(type(gallery._storage), "entries", None)
+    assert gallery.lacking(["t19", "t3", "t20", "t0"]) == [1, 2]
+    assert gallery.lacking([]) == []
+    assert gallery._storage.find(["t19", "t3"], vectors=False).vectors.shape == (1, 0)
+    gallery.close()
+
+
 def test_a_second_import_adds_nothing_and_an_interrupted_one_goes_on(
     gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

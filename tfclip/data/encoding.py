@@ -68,8 +68,7 @@ def encode_dataset(
         )
     table = encode_to_file(model, tracklets, out, cluster=cluster, **options)
     if gallery is not None:
-        there = set(gallery.entries().ids)
-        new = [row for row, name in enumerate(table.names) if name not in there]
+        new = gallery.lacking(table.names)
         if new:
             gallery.add_table(table.select(new))
     return table

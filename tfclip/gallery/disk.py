@@ -83,15 +83,15 @@ class DiskStorage:
             mask = drop.setdefault(segment.record, np.zeros(len(segment.entries), dtype=bool))
             mask[present] = True
 
-    def find(self, ids: Sequence[str]) -> Entries:
-        """Return the entries with some ids, those that there are."""
+    def find(self, ids: Sequence[str], vectors: bool = True) -> Entries:
+        """Return the entries with some ids, those that there are; see ``Storage``."""
         snapshot = self.journal.refresh()
         keep = []
         for segment, alive in zip(snapshot.segments, self._masks(snapshot, ()), strict=True):
             rows = [segment.rows[id_] for id_ in ids if id_ in segment.rows]
             found = np.array(sorted(rows), dtype=np.int64)
             keep.append(found[alive[found]])
-        return _select(snapshot, keep)
+        return _select(snapshot, keep, vectors)
 
     def search(self, query: Query) -> Nearest:
         """Return the nearest entries of each query."""

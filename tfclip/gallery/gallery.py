@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
-from tfclip.errors import GalleryError
 from tfclip.gallery.asking import (
     Rerank,
     check_counts,
@@ -36,10 +35,10 @@ from tfclip.gallery.opening import (
     IndexName,
     MilvusOptions,
     StorageName,
+    check_maker,
     check_options,
     check_ttl,
     check_wanted,
-    model_text,
     open_folder,
     wanted_description,
 )
@@ -246,6 +245,18 @@ class Gallery:
             persons=table.persons,
             replace=replace,
         )
+
+    def lacking(self, ids: Sequence[str]) -> list[int]:
+        """Tell which of some ids no entry has, without reading the others' entries.
+
+        Args:
+            ids: ``M`` texts.
+
+        Returns:
+            Their places among ``ids``, ascending.
+        """
+        there = set(self._storage.find(ids, vectors=False).ids)
+        return [place for place, id_ in enumerate(ids) if id_ not in there]
 
     def import_file(
         self,
@@ -484,13 +495,4 @@ class Gallery:
         Raises:
             GalleryError: Another model made them.
         """
-        description = self._storage.description
-        if description.fingerprint or table.fingerprint:
-            same = description.fingerprint == table.fingerprint
-        else:
-            same = (description.model, description.revision) == (table.model, table.revision)
-        if not same:
-            raise GalleryError(
-                f"{self._name} holds embeddings of {model_text(description)}, got those of "
-                f"{model_text(table)}; encode both with one model"
-            )
+        check_maker(self._name, self._storage.description, table)

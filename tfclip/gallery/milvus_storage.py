@@ -243,12 +243,13 @@ class MilvusStorage:
             self._rows.flush()  # else it finds the old one again where it looks there alone
         yield from rows.items()
 
-    def find(self, ids: Sequence[str]) -> Entries:
-        """Return the entries with some ids, those that there are."""
+    def find(self, ids: Sequence[str], vectors: bool = True) -> Entries:
+        """Return the entries with some ids, those that there are; see ``Storage``."""
         description = self.description
         if not self._rows.exists():
             return no_entries(description.width)
-        there = as_entries(self._rows.look_up(ids, [*COLUMNS, "vector"]), description)
+        columns = [*COLUMNS, "vector"] if vectors else COLUMNS
+        there = as_entries(self._rows.look_up(ids, columns), description, vectors)
         return there.select(self._alive(there, description))
 
     def _alive(self, entries: Entries, description: MilvusDescription) -> np.ndarray:

@@ -153,3 +153,16 @@ def check_wanted(name: str, description: Description, wanted: Mapping[str, Any])
         raise GalleryError(
             f"{name} keeps entries {kept}, not {wanted['ttl']} seconds; set_ttl changes that"
         )
+
+
+def check_maker(name: str, description: Description, table: Any) -> None:
+    """Refuse embeddings of another model than the gallery's; see ``Gallery.check_maker``."""
+    if description.fingerprint or table.fingerprint:
+        same = description.fingerprint == table.fingerprint
+    else:
+        same = (description.model, description.revision) == (table.model, table.revision)
+    if not same:
+        raise GalleryError(
+            f"{name} holds embeddings of {model_text(description)}, got those of "
+            f"{model_text(table)}; encode both with one model"
+        )

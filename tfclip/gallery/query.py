@@ -179,8 +179,11 @@ class Storage(Protocol):
         """Add entries; return their ids."""
         ...
 
-    def find(self, ids: Sequence[str]) -> Entries:
-        """Return the entries with some ids, those that there are, in no order."""
+    def find(self, ids: Sequence[str], vectors: bool = True) -> Entries:
+        """Return the entries with some ids, those that there are, in no order.
+
+        Without vectors their width is 0.
+        """
         ...
 
     def search(self, query: Query) -> Nearest:
