@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ def camera(row: int, entries: Any) -> int | None:
             lambda row, e: row % 3 and row % 4 == 1 and 1.0 <= row / 10 <= 4.0,
         ),
         ({"where": {"zone": None}}, lambda row, e: row % 3 == 0),
+        ({"where": {"time": 7}}, lambda row, e: row == 7),
+        ({"where": {"time": datetime.fromtimestamp(8, UTC)}}, lambda row, e: row == 8),
+        ({"where": {"time": {7.0, 9, None}}}, lambda row, e: row in (7, 9) or row % 5 == 0),
+        ({"where": {"time": None}}, lambda row, e: row % 5 == 0),
         ({"time_window": (10, 20)}, lambda row, e: 10 <= row <= 20 and row % 5),
         ({"time_window": (None, 9.5)}, lambda row, e: row < 9.5 and row % 5),
         ({"exclude_cameras": [0, 2]}, lambda row, e: camera(row, e) in (1, None)),

@@ -63,10 +63,8 @@ def check_where(where: Where | None, known: Collection[str]) -> None:
             )
 
 
-def matching(entries: Entries, where: Where | None) -> np.ndarray:
+def matching(entries: Entries, where: Where) -> np.ndarray:
     """Return a mask ``(M,)`` of the entries that fulfil every condition."""
-    if where is None:
-        return np.ones(len(entries), dtype=bool)
     if callable(where):
         return _call(where, entries)
     mask = np.ones(len(entries), dtype=bool)
