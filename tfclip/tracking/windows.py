@@ -6,6 +6,7 @@ mean is.
 
 from __future__ import annotations
 
+import abc
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +18,7 @@ from tfclip.tracking.clips import Clip, FrameFeatures
 Policy = Literal["newest", "diverse"]
 
 
-class Window:
+class Window(abc.ABC):
     """The clips of a track: those that are kept, and the sum of those that were let go.
 
     Args:
@@ -32,10 +33,11 @@ class Window:
         self.total: Tensor | None = None
         self.num_summed = 0
 
+    @abc.abstractmethod
     def add(self, frame: FrameFeatures, number: int) -> None:
         """Take a frame, and let others go when there are too many."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def tidy(self) -> None:
         """Let go what no later frame will need; every full clip is up to date."""
 
@@ -124,6 +126,9 @@ class DiverseWindow(Window):
         clip = self.clips[leaving // self.clip_length]  # every clip but the last is full
         clip.remove(leaving % self.clip_length)
         clip.append(frame, number)
+
+    def tidy(self) -> None:
+        """Keep everything: any frame may leave its clip later."""
 
 
 def most_redundant(features: Tensor) -> int:
