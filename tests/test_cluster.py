@@ -256,6 +256,68 @@ def test_joining_a_cluster_asks_for_none_of_what_its_owner_decides(
     assert (ray_here.options["concurrency"], ray_here.options["num_cpus"]) == (3, 2)
 
 
+def test_all_groups_of_one_video_go_to_one_actor(tiny_model, tracklets, tmp_path, ray_here):
+    """So the video is decoded once, as it is here."""
+    video = tmp_path / "street"
+    video.mkdir()
+    for i in range(4):
+        Image.effect_noise((48, 40), 100 + i).convert("RGB").save(video / f"{i}.png")
+    tracks = [
+        Tracklet(
+            name=f"street/{i}",
+            frames=str(video),
+            frame_indices=(0, 1, 2, 3),
+            boxes=((5.0 * i, 2.0, 20.0, 30.0),) * 4,
+        )
+        for i in range(4)
+    ]
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    encode_to_file(tiny_model, [*tracks, *tracklets[:4]], here)
+    encode_to_file(tiny_model, [*tracks, *tracklets[:4]], there, cluster=CLUSTER)
+    assert there.read_bytes() == here.read_bytes()
+    assert len(ray_here._rows) == 1 + 2  # two groups of the video together, and two of crops
+
+
+def test_the_command_line_says_how_many_cores_an_actor_has(tracklets, tmp_path, ray_here):
+    root = Path(tracklets[0].frames[0]).parents[2]
+    command = ["encode", str(root), "--layout", "{person}/{camera}", "--ray", "--actors", "3"]
+    out = ["--device", "cpu", "--out", str(tmp_path / "out.safetensors")]
+    assert cli.main([*command, *out, "--cpus-per-actor", "2"]) == 0
+    assert ray_here.started[0]["num_cpus"] == 6
+    assert ray_here.options == {"concurrency": 3, "num_cpus": 2, "num_gpus": None}
+    assert torch.get_num_threads() == 2  # of this actor
+
+
+def test_actors_look_for_their_device_and_this_process_does_not(
+    tiny_model, tracklets, tmp_path, ray_here, monkeypatch, capsys
+):
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    encode_to_file(tiny_model, tracklets, here)
+    looked: list[str] = []
+    monkeypatch.setattr(tfclip.cluster, "check_device", looked.append)
+    cluster = RayCluster(address="auto", device="cpu")
+    encode_to_file(tiny_model, tracklets, there, cluster=cluster)
+    assert (there.read_bytes() == here.read_bytes(), looked) == (True, ["cpu"])
+
+    def refuse(device: str) -> None:
+        raise ValueError(f"device {device!r} cannot be used: no GPU is here")
+
+    monkeypatch.setattr(tfclip.cluster, "check_device", refuse)
+    root = Path(tracklets[0].frames[0]).parents[2]
+    command = ["encode", str(root), "--layout", "{person}/{camera}", "--ray", "ray://head:10001"]
+    assert cli.main([*command, "--device", "cuda:1", "--out", str(tmp_path / "o.safetensors")]) == 1
+    assert ray_here.options["num_gpus"] == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "tfclip: an actor of the cluster: device 'cuda' cannot be used: no GPU is here"
+
+
+def test_a_model_with_8_bit_products_is_not_sent_to_a_gpu(tiny_model, monkeypatch):
+    monkeypatch.setattr(type(tiny_model), "precision", "int8")
+    assert RayCluster(device="cpu").device_of(tiny_model) == "cpu"
+    with pytest.raises(ValueError, match="8-bit products must stay on a CPU, got 'cuda'"):
+        RayCluster(device="cuda").device_of(tiny_model)
+
+
 def test_an_error_of_an_actor_is_raised_here_as_it_was_there(
     tiny_model, tracklets, tmp_path, ray_here
 ):

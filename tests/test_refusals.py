@@ -151,6 +151,9 @@ def test_options_without_the_one_they_are_for_are_named(tmp_path: Path, capsys) 
     for more, sentence in (
         (["--device", "toaster"], "--device: device 'toaster' cannot be used"),
         (["--actors", "2"], "--actors is for --ray"),
+        (["--cpus-per-actor", "1"], "--cpus-per-actor is for --ray"),
+        (["--ray", "auto", "--device", "toaster"], "--device: device must be one that torch knows"),
+        (["--ray", "auto", "--device", "cuda", "--dtype", "auto"], "--dtype auto is found out on"),
         (["--selection", "diverse"], "--selection is for --max-frames"),
         (["--classes", "1"], "--classes and --min-confidence are for --boxes"),
     ):

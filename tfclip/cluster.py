@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tfclip.data.tracklets import Tracklet
-from tfclip.errors import MissingExtraError, TFCLIPError
+from tfclip.errors import ConfigError, MissingExtraError, TFCLIPError
 from tfclip.groups import Encoded, Group, GroupEncoder, num_frames
+from tfclip.hub import check_device
 from tfclip.remote import is_address
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from tfclip.model import TFCLIP
 
 _MAX_BLOCKS = 2000  # that Ray Data keeps an account of
 _MAX_TOGETHER = 4  # groups that an actor gets at once: it reads ahead from one to the next
@@ -42,25 +45,44 @@ class RayCluster:
             None starts Ray on this machine for as long as the job takes.
         actors: Processes that hold the model, at least 1.
         cpus_per_actor: Processor cores, and so torch threads, of each, at least 1.
+        device: On what the actors hold the model, such as ``"cuda"``, which this process need not
+            have; None is the kind of device that the model is on here.
 
-    A model on a GPU gives each actor a GPU of its own.
+    Where the model is on GPUs, each actor has one of its own.
 
     Raises:
-        ValueError: A number is less than 1.
+        ValueError: A number is less than 1, or torch knows no such device.
 
     Example:
         >>> RayCluster(actors=2)
-        RayCluster(address=None, actors=2, cpus_per_actor=1)
+        RayCluster(address=None, actors=2, cpus_per_actor=1, device=None)
     """
 
     address: str | None = None
     actors: int = 1
     cpus_per_actor: int = 1
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("actors", "cpus_per_actor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        try:
+            torch.device("cpu" if self.device is None else self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be one that torch knows, got {self.device!r}") from error
+
+    def device_of(self, model: TFCLIP) -> str:
+        """Return the kind of device that the actors hold a model on, ``"cpu"`` or ``"cuda"``.
+
+        Raises:
+            ValueError: The model multiplies 8-bit numbers, and it is another than here.
+        """
+        here = model.device.type
+        device = here if self.device is None else torch.device(self.device).type
+        if device != here and model.precision == "int8":
+            raise ValueError(f"a model with 8-bit products must stay on a CPU, got {device!r}")
+        return device
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,7 @@ class ClusterEncoder:
 
         Raises:
             FrameError: Frames cannot be used; some groups were given before.
+            ConfigError: An actor has no such device.
             MissingExtraError: Ray is not installed.
         """
         ray = _import_ray()
@@ -144,12 +167,12 @@ class ClusterEncoder:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        device = self.encoder.model.device.type
+        device, here = self.cluster.device_of(self.encoder.model), self.encoder.model.device
         model = self.encoder.model.cpu()
         try:
             encoder = ray.put(dataclasses.replace(self.encoder, model=model))
         finally:
-            model.to(device)
+            model.to(here)
         encoded = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map(
             _Actor,
             fn_constructor_args=(encoder, device, self.cluster.cpus_per_actor),
@@ -166,9 +189,17 @@ class _Actor:
     def __init__(self, reference: Any, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         encoder: GroupEncoder = _import_ray().get(reference)  # sent once to each machine
+        self._refusal = b""
+        try:
+            check_device(device)
+        except ValueError as error:
+            self._refusal = pickle.dumps(ConfigError(f"an actor of the cluster: {error}"))
+            return
         self._encoder = dataclasses.replace(encoder, model=encoder.model.to(device))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._refusal:
+            return {"encoded": b"", "error": self._refusal}
         groups, tracklets = pickle.loads(row["work"])
         encoded, failure = [], b""
         try:

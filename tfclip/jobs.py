@@ -89,13 +89,15 @@ def encode_to_file(
         TableError: The tracklets cannot be one table, or their cameras do not fit the model.
         FrameError: The frames of a tracklet cannot be used; what was finished is kept.
         SaveError: The file or its parts cannot be written.
+        ConfigError: An actor of the cluster has no such device.
         TypeError: Frames are not in files.
-        ValueError: ``workers`` is negative.
+        ValueError: ``workers`` is negative, or the model cannot be on the cluster's device.
     """
     out = Path(out)
     check_output(out)
     reading = Reading() if reading is None else reading
-    workers = check_workers(workers, model.device.type)
+    device = model.device.type if cluster is None else cluster.device_of(model)
+    workers = check_workers(workers, device)
     tracklets = _without_outside_boxes(tracklets)
     twice = [name for name, count in Counter(t.name for t in tracklets).items() if count > 1]
     if twice:
@@ -103,7 +105,7 @@ def encode_to_file(
     if use_cameras:
         _check_cameras(model, tracklets)
     described = _describe(model, model_name, revision, fingerprint, sampling, use_cameras, reading)
-    parts = _Parts(out, _job_key(tracklets, described, batch_frames, model.device.type))
+    parts = _Parts(out, _job_key(tracklets, described, batch_frames, device))
     encoder = GroupEncoder(model, sampling, use_cameras, reading, batch_frames, workers)
     groups = make_groups(tracklets, encoder.recording)
     finished = parts.load_all(groups, tracklets)

@@ -22,6 +22,7 @@ from tfclip.cli.shared import (
 from tfclip.remote import is_address
 
 if TYPE_CHECKING:
+    from tfclip.cluster import RayCluster
     from tfclip.data.tracklets import Tracklet
 
 
@@ -115,10 +116,11 @@ def _add_work_options(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="encode with Ray: on this machine, or on the cluster at ADDRESS (auto, ray://...)",
+        help="encode with Ray, here or at ADDRESS (auto, ray://...)",
     )
+    command.add_argument("--actors", type=positive, metavar="N", help="processes with --ray (1)")
     command.add_argument(
-        "--actors", type=positive, default=1, metavar="N", help="processes with --ray (1)"
+        "--cpus-per-actor", type=positive, metavar="N", help="processor cores of each (1)"
     )
 
 
@@ -153,15 +155,10 @@ def _path_or_address(text: str) -> Path | str:
 
 def run(options: argparse.Namespace) -> None:
     """Encode tracklets to a file."""
-    from tfclip.cluster import RayCluster
     from tfclip.jobs import check_output, encode_to_file
     from tfclip.reading import Reading
 
-    cluster = None
-    if options.ray is not None:
-        cluster = RayCluster(address=options.ray or None, actors=options.actors)
-    elif options.actors != 1:
-        raise UsageError("--actors is for --ray")
+    cluster = _cluster(options)
     check_output(options.out)
     if options.selection and options.max_frames is None:
         raise UsageError("--selection is for --max-frames")
@@ -172,7 +169,8 @@ def run(options: argparse.Namespace) -> None:
         selection=options.selection or "spread",
     )
     tracklets = _read_tracklets(options)
-    model, revision, fingerprint = load_model(options)
+    is_here = cluster is None or cluster.device is None
+    model, revision, fingerprint = load_model(options, is_here=is_here)
     with wrong_usage("--merge-tokens"):
         model.merge_tokens(options.merge_tokens)
     start = time.monotonic()
@@ -196,6 +194,24 @@ def run(options: argparse.Namespace) -> None:
         f"{len(table)} tracklets of {frames} frames to vectors of {table.embeddings.shape[1]} "
         f"numbers in {time.monotonic() - start:.1f} s: {options.out}"
     )
+
+
+def _cluster(options: argparse.Namespace) -> RayCluster | None:
+    """Return where to encode, if not here; the machines of a running cluster may be others."""
+    from tfclip.cluster import RayCluster
+
+    if options.ray is None:
+        for name in ("actors", "cpus_per_actor"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} is for --ray")
+        return None
+    with wrong_usage("--device"):
+        return RayCluster(
+            address=options.ray or None,
+            actors=options.actors or 1,
+            cpus_per_actor=options.cpus_per_actor or 1,
+            device=options.device if options.ray else None,
+        )
 
 
 def _read_tracklets(options: argparse.Namespace) -> list[Tracklet]:

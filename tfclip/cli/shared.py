@@ -128,8 +128,15 @@ def picture_path(text: str) -> Path:
     return path
 
 
-def load_model(options: argparse.Namespace) -> tuple[TFCLIP, str | None, str]:
-    """Return the model, its revision and its fingerprint, which is that of the weights as saved."""
+def load_model(
+    options: argparse.Namespace, *, is_here: bool = True
+) -> tuple[TFCLIP, str | None, str]:
+    """Return the model, its revision and its fingerprint, which is that of the weights as saved.
+
+    Args:
+        options: Of ``add_model``.
+        is_here: Whether ``--device`` means this machine; else the model stays on the processor.
+    """
     import torch
 
     from tfclip import hub
@@ -138,6 +145,13 @@ def load_model(options: argparse.Namespace) -> tuple[TFCLIP, str | None, str]:
     from tfclip.precision import convert
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not is_here:
+        if options.dtype in ("auto", "int8") and torch.device(device).type != "cpu":
+            raise UsageError(
+                f"--dtype {options.dtype} is found out on this machine, not on that of the actors; "
+                "name float32, bfloat16 or float16"
+            )
+        device = "cpu"
     with wrong_usage("--device"):
         hub.check_device(device)
     with wrong_usage("--revision"):
