@@ -132,6 +132,23 @@ def test_a_look_is_that_of_the_models_own_clip(tiny_model):
     )
 
 
+def test_a_look_leaves_8_bit_products_out_and_merged_tokens_merged(tiny_model, monkeypatch):
+    frames = SyntheticTracklets(1, 1, 1, num_frames=4, frame_size=(64, 32))[0].frames
+    exact = look_at(tiny_model, frames).patch_shares
+    monkeypatch.setattr("tfclip.int8.why_not", lambda: None)  # whatever the processor
+    tiny_model.quantize_dynamic()
+    assert torch.equal(look_at(tiny_model, frames).patch_shares, exact)
+    tiny_model.merge_tokens(2)  # in both of its blocks: the 8 patches of a frame have 4 tokens
+    merged = look_at(tiny_model, frames).patch_shares
+    assert [num_different(shares) for shares in exact] == [8] * 4
+    assert [num_different(shares) for shares in merged] == [4] * 4
+
+
+def num_different(shares: torch.Tensor) -> int:
+    """Return how many shares differ by more than rounding."""
+    return len(shares.mul(1e6).round().unique())
+
+
 def test_looking_changes_nothing(tiny_model):
     frames = SyntheticTracklets(1, 1, 1, num_frames=5, frame_size=(64, 32))[0].frames
     before = tiny_model.encode_sequence(frames)

@@ -109,7 +109,9 @@ def look_at(
 ) -> Look:
     """Look at what a model's temporal memory reads in a tracklet.
 
-    Some frames, evenly spread from the first to the last, are taken as one clip.
+    Some frames, evenly spread from the first to the last, are taken as one clip. Products are those
+    of the parameters' type, also where ``quantize_dynamic`` has the model multiply 8-bit numbers;
+    where ``merge_tokens`` has it merge tokens, patches that share a token have the same share.
 
     Args:
         model: With the temporal head ``"tmd"``; it stays in the mode it is in.
