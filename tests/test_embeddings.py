@@ -302,6 +302,15 @@ def test_embeddings_of_different_models_are_not_compared():
         search_table(make_table(), make_table(), top=0)
 
 
+def test_a_parquet_file_is_hardly_larger_than_its_vectors(tmp_path):
+    pytest.importorskip("pyarrow")
+    vectors = torch.randn(300, 352, generator=torch.Generator().manual_seed(0))
+    table = EmbeddingTable(embeddings=vectors, names=tuple(f"t{i}" for i in range(300)))
+    table.save(tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").stat().st_size < 1.03 * vectors.nbytes
+    assert torch.equal(EmbeddingTable.load(tmp_path / "t.parquet").embeddings, vectors)
+
+
 def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused_early(tmp_path):
     import pyarrow
     import pyarrow.parquet

@@ -277,7 +277,9 @@ class EmbeddingTable:
             "embedding": arrow.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
         }
         table = arrow.table(columns).replace_schema_metadata({_KEY: self._description()})
-        pyarrow.parquet.write_table(table, path)
+        # Numbers of vectors do not repeat: a dictionary of them would cost time and 0.6 MB.
+        repeating = [name for name in columns if name != "embedding"]
+        pyarrow.parquet.write_table(table, path, use_dictionary=repeating)
 
 
 def model_fingerprint(model: nn.Module) -> str:
