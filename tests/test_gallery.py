@@ -96,6 +96,7 @@ def test_a_result_says_everything_of_an_entry(tmp_path: Path) -> None:
     assert result.times == [[1.0], [None]]
     assert result.persons == [["1"], ["2"]]
     assert result.metadata == [[first.metadata], [second.metadata]]
+    assert len(result) == 2
     assert [len(matches) for matches in result] == [1, 1]
 
 

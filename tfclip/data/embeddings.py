@@ -278,7 +278,7 @@ class EmbeddingTable:
         }
         table = arrow.table(columns).replace_schema_metadata({_KEY: self._description()})
         # Numbers of vectors do not repeat: a dictionary of them would cost time and 0.6 MB.
-        repeating = [name for name in columns if name != "embedding"]
+        repeating: Any = [name for name in columns if name != "embedding"]
         pyarrow.parquet.write_table(table, path, use_dictionary=repeating)
 
 

@@ -61,9 +61,6 @@ class Values:
         places = places.astype(np.int32) - (len(used) - len(known))
         return Values(tuple(self.different[place] for place in known), places)
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     def __getitem__(self, row: int) -> Scalar:
         place = int(self.places[row])
         return None if place == UNKNOWN else self.different[place]
