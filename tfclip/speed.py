@@ -164,7 +164,7 @@ def run(layer: nn.Module, x: Tensor, *, followed_by_quick_gelu: bool = False) ->
 def is_watched(module: nn.Module) -> bool:
     """Tell whether a module, or one in it, has forward hooks or a replaced forward."""
     return any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+        part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
         for part in module.modules()
     )
 
