@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from tfclip import TFCLIP, TFCLIPConfig
+from tfclip.export.exporting import ONNX_TORCH
 from tfclip.preprocess import Preprocess
 
 onnx: Any = pytest.importorskip("onnx")
@@ -27,8 +29,8 @@ SHAPES = ((1, 1), (1, 7), (2, 8), (3, 16), (4, 2))
 
 
 def need_onnx() -> None:
-    if torch.__version__.startswith("2.6."):
-        pytest.skip("torch 2.6 cannot decompose the traced model for ONNX; docs/compatibility.md")
+    if TorchVersion(torch.__version__) < ONNX_TORCH:
+        pytest.skip(f"ONNX files need torch {ONNX_TORCH}; docs/compatibility.md")
 
 
 def seeded(**changes: Any) -> TFCLIP:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.exports import ROOT, SHAPES, SMALL, cosines, embed, onnx, pixels, seeded
+from tests.export.exports import (
+    ROOT,
+    SHAPES,
+    SMALL,
+    cosines,
+    embed,
+    need_onnx,
+    onnx,
+    pixels,
+    seeded,
+)
 from tfclip.data import model_fingerprint
 from tfclip.errors import ExportError
 from tfclip.export import ExportedModel, export_model, parity
@@ -102,6 +112,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any], float]] = {
 def test_every_format_gives_the_models_embeddings(suffix, options, least, tmp_path):
     if suffix == ".xml":
         pytest.importorskip("openvino")
+    if suffix == ".onnx":
+        need_onnx()
     sizes = {**SMALL["backbone_options"], "layers": 1}
     model = seeded(backbone_options=sizes, num_cameras=3, unknown_camera="mean")
     path = tmp_path / f"model{suffix}"

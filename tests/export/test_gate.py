@@ -28,6 +28,7 @@ def test_the_gate_refuses_weights_that_changed_after_the_export(tiny, tmp_path, 
 
 @pytest.mark.slow
 def test_a_lesser_cosine_can_be_accepted_by_hand(tiny, tmp_path, damaged):
+    need_onnx()
     damaged(damage_onnx)
     report = export_model(tiny, tmp_path / "model.onnx", min_cosine=0.5)
     assert 0.5 <= report.cosine < 0.9999

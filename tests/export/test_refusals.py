@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.exports import onnx, pixels
+from tests.export.exports import need_onnx, onnx, pixels
 from tfclip.errors import ExportError, MissingExtraError, SaveError
 from tfclip.export import ExportedModel, export_model, exporting
 
@@ -52,7 +52,16 @@ def test_what_is_no_model_is_refused(tmp_path):
         export_model(wrong, tmp_path / "model.onnx")
 
 
+def test_a_torch_too_old_for_onnx_is_refused_before_any_work(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    monkeypatch.setattr(exporting, "trace", None)  # would be called next
+    with pytest.raises(ExportError, match=r"'onnx' needs torch 2\.7 or newer, got 2\.6\.0\+cpu;"):
+        export_model(tiny, tmp_path / "new" / "model.onnx")
+    assert not (tmp_path / "new").exists()
+
+
 def test_weights_that_one_onnx_file_cannot_hold_are_refused(tiny, tmp_path, monkeypatch):
+    need_onnx()
     monkeypatch.setattr(exporting, "_MAX_ONNX_BYTES", 10**6)
     with pytest.raises(ExportError, match="an ONNX file must stay below 2 GiB"):
         export_model(tiny, tmp_path / "model.onnx")

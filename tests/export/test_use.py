@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.export.exports import ROOT, damage_onnx, pixels, seeded
+from tests.export.exports import ROOT, damage_onnx, need_onnx, pixels, seeded
 from tfclip import TFCLIP
 from tfclip.cli import main
 from tfclip.data import model_fingerprint
@@ -55,6 +55,7 @@ def test_the_small_consumer_resizes_images_as_the_model_does(tiny, onnx_file, tm
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_gate")
 def test_the_small_consumer_can_normalise_and_knows_no_camera(tmp_path):
+    need_onnx()
     model = seeded(num_cameras=3, unknown_camera="mean")
     export_model(model, tmp_path / "m.onnx", pixels="normalized", camera_input=True)
     frames = pixels(1, 6)[0].transpose(0, 2, 3, 1)
@@ -89,6 +90,7 @@ def test_the_command_writes_the_bundled_model_and_says_how_well_it_agrees(tmp_pa
 
 @pytest.mark.slow
 def test_the_command_reports_wrong_usage_and_refused_files(tmp_path, capsys, damaged):
+    need_onnx()
     for arguments in (["m.xyz"], ["m.pt2", "--quantize", "int8"], ["m.onnx", "--cameras"]):
         with pytest.raises(SystemExit) as caught:
             main(["export", *arguments])

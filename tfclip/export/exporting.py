@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch.torch_version import TorchVersion
 
 from tfclip.data.embeddings import model_fingerprint
 from tfclip.errors import ExportError, SaveError
@@ -26,6 +27,9 @@ Format = Literal["torch", "onnx", "openvino"]
 
 OPSET = 20
 """Version of ONNX's operators, unless said otherwise."""
+
+ONNX_TORCH = "2.7"
+"""The first torch that writes ONNX files of these models."""
 
 _PRECISIONS: dict[str, tuple[str, ...]] = {
     "torch": ("float32", "bfloat16"),
@@ -77,8 +81,8 @@ def export_model(
         What the comparison found.
 
     Raises:
-        ExportError: torch cannot trace the model, the format cannot hold it, or the embeddings
-            differ.
+        ExportError: torch cannot trace the model or is too old for ONNX, the format cannot hold
+            the model, or the embeddings differ.
         SaveError: The file cannot be written.
         MissingExtraError: The extra ``export`` is not installed.
         ValueError: An argument is wrong, or two do not go together.
@@ -244,6 +248,16 @@ def _check_extra(format: Format, quantize: str | None) -> None:
     if format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             import_extra(name)
+        _check_torch()
+
+
+def _check_torch() -> None:
+    """Refuse a torch whose ONNX exporter fails on products of matrices with sizes that vary."""
+    if TorchVersion(torch.__version__) < ONNX_TORCH:
+        raise ExportError(
+            f"format 'onnx' needs torch {ONNX_TORCH} or newer, got {torch.__version__}; "
+            "formats 'torch' and 'openvino' do not"
+        )
 
 
 def _check_size(model: TFCLIP, format: Format, precision: str) -> None:

@@ -181,8 +181,18 @@ def _spell_out_attention(program: ExportedProgram) -> ExportedProgram:
     What OpenVINO 2026.4 makes of a fused one whose sizes vary is wrong on some processors: from 16
     tokens on in float32, now and then in bfloat16. These three it computes rightly.
     """
-    fused = torch.ops.aten.scaled_dot_product_attention.default
-    return program.run_decompositions({fused: _attention})
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        # torch up to 2.8 traces views of a fused result, which this one lays out in another way.
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+    program = program.run_decompositions({aten.scaled_dot_product_attention.default: _attention})
+    for node in [*program.graph.nodes]:
+        if node.target is aten.slice.Tensor and len(node.args) == 1:  # takes all, and says no axis
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def _attention(
