@@ -11,6 +11,7 @@ import re
 import resource
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -23,14 +24,24 @@ import torch
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from tests.data_trees import element, mat_file, variable
+from tests.data_trees import element, mat_file, prid_tree, variable
+from tests.fuzzing.weights import tiny_model as drawn_model
 from tests.traps import Bomb
 from tfclip import TFCLIP, Gallery, convert
 from tfclip.checkpoints import read_checkpoint
-from tfclip.data import EmbeddingTable, Tracklet, read_csv, read_mat
+from tfclip.data import (
+    EmbeddingTable,
+    Tracklet,
+    read_boxes,
+    read_csv,
+    read_mat,
+    read_prid2011,
+)
+from tfclip.data.shards import read_shards
 from tfclip.errors import (
     FrameError,
     GalleryError,
+    SnapshotError,
     TableError,
     TFCLIPError,
     WeightsError,
@@ -38,6 +49,7 @@ from tfclip.errors import (
 from tfclip.frames import open_frames
 from tfclip.jobs import encode_cached
 from tfclip.tensors import read_safetensors
+from tfclip.tracking import TrackletEncoder
 
 MIB = 2**20
 
@@ -374,3 +386,67 @@ def test_a_cache_that_holds_other_names_is_encoded_anew(tiny_model: TFCLIP, tmp_
     assert path.read_bytes() != kept
     assert encode_cached(tiny_model, tracklets, tmp_path / "cache").names == ("a", "b")
     assert path.read_bytes() == kept
+
+
+# Messages that quote what a file says
+
+
+def _coco_file(folder: Path) -> Path:
+    box = {"id": "8\nnote", "image_id": 1, "bbox": [0, 0, 1, 1]}  # of no track
+    content = {"images": [{"id": 1, "frame_id": 0}], "annotations": [box]}
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return folder / "boxes.json"
+
+
+def _prid_folder(folder: Path) -> Path:
+    splits = [{"train": ["ann\nbob"], "test": ["person_0001"]}]
+    return prid_tree(folder, ["person_0001"], json.dumps(splits))
+
+
+def _shard(folder: Path) -> Path:
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        notes = tarfile.TarInfo("a\nb.json")
+        notes.size = 1
+        tar.addfile(notes, io.BytesIO(b"{"))
+    return folder / "shard.tar"
+
+
+def _snapshot(folder: Path) -> Path:
+    description = torch.tensor(list(b'{"fingerprint": "one\\ntwo"}'), dtype=torch.uint8)
+    path = folder / "tracks.safetensors"
+    save_file({"description": description}, path, metadata={"tfclip_tracks": "1"})
+    return path
+
+
+def _gallery(folder: Path) -> Path:
+    with Gallery.open(folder / "people", dim=4):
+        pass
+    _forge(folder / "people", lambda gallery: gallery.__setitem__("more\nless", 1))
+    return folder / "people"
+
+
+@pytest.mark.parametrize(
+    ("make", "read", "error"),
+    [
+        (_coco_file, read_boxes, TableError),
+        (_prid_folder, read_prid2011, TableError),
+        (_shard, lambda path: read_shards([str(path)]), TableError),
+        (_snapshot, lambda path: TrackletEncoder.restore(path, drawn_model()), SnapshotError),
+        (_gallery, Gallery.open, GalleryError),
+    ],
+)
+def test_a_line_break_in_a_file_breaks_no_message(
+    tmp_path: Path,
+    refused: Callable[..., str],
+    make: Callable[[Path], Path],
+    read: Callable[[Path], object],
+    error: type[TFCLIPError],
+) -> None:
+    assert r"\n" in refused(read, make(tmp_path), error)
+
+
+@pytest.mark.parametrize("error", [TFCLIPError, *TFCLIPError.__subclasses__()])
+def test_a_message_does_nothing_to_the_terminal_that_shows_it(error: type[TFCLIPError]) -> None:
+    raised = error("né\x1b[2J\r\u202e\ud800")
+    assert str(raised) == r"né\x1b[2J\r\u202e\ud800"
+    assert str(pickle.loads(pickle.dumps(raised))) == str(raised)

@@ -2,11 +2,24 @@
 
 
 class TFCLIPError(Exception):
-    """Base of every exception below: ``except TFCLIPError`` catches what tfclip can foresee.
+    r"""Base of every exception below: ``except TFCLIPError`` catches what tfclip can foresee.
 
     Arguments of a wrong kind or value, when no file is involved, raise the built-in ``TypeError``
     or ``ValueError``; ``ConfigError`` and ``FrameError`` are ``ValueError`` too.
+
+    A message is one line that a terminal shows as it is, whatever it quotes from a file: what
+    cannot be printed is written as an escape.
+
+    Example:
+        >>> print(TFCLIPError("there is no file a\nb"))
+        there is no file a\nb
     """
+
+    def __str__(self) -> str:
+        return "".join(
+            letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+            for letter in super().__str__()
+        )
 
 
 class ConfigError(TFCLIPError, ValueError):
