@@ -68,7 +68,7 @@ def _read_names(folder: Path, name: str) -> None:
                     continue
                 with contextlib.suppress(OSError):  # no file can have such a name
                     path = root / part / relative
-                    if ".." not in path.parts:
+                    if ".." not in path.parts and path != root:  # which is a folder
                         path.parent.mkdir(parents=True, exist_ok=True)
                         path.touch()
         if "market" in name:
