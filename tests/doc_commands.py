@@ -42,7 +42,8 @@ UNPARSED_MODULES = {"sphinx": "CI runs it", "build": "CI runs it", "venv": "of P
 UNPARSED_SCRIPTS = {
     "examples/consume_onnx.py": "takes paths only; tests/export runs it",
 }
-OTHER_PACKAGES: dict[str, str] = {}  # that a page installs and pyproject.toml does not know
+# That a page installs and pyproject.toml does not know.
+OTHER_PACKAGES = {"atheris": "a fuzzer that is run by hand; there is none for Windows"}
 
 
 def check(words: list[str]) -> str | None:

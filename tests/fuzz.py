@@ -27,6 +27,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,14 @@ class Result:
     findings: dict[str, str] = field(default_factory=dict)  # by number and kind
     slowest: float = 0
     growth: float = 0
+    note: str = ""  # of the source of inputs
 
     def line(self) -> str:
         refused = ", ".join(f"{count:,} {name}" for name, count in sorted(self.refused.items()))
         return (
             f"{self.target:20} {self.inputs:>8,} inputs: {self.accepted:,} accepted, "
             f"{refused or '0'} refused, {len(self.findings)} findings; "
-            f"slowest {self.slowest:.2f} s, memory +{self.growth / MIB:.0f} MiB"
+            f"slowest {self.slowest:.2f} s, memory +{self.growth / MIB:.0f} MiB{self.note}"
         )
 
 
@@ -115,8 +117,8 @@ def _peak() -> int:
 
 def run_one(
     target: str, folder: Path, name: str, data: bytes, guard: _Guard, result: Result
-) -> None:
-    """Give one input to its reader, and note what happens."""
+) -> str | None:
+    """Give one input to its reader; return what is wrong, if anything is."""
     spec, path = TARGETS[target], folder / name
     path.write_bytes(data)
     before, start = _peak(), time.perf_counter()
@@ -142,61 +144,106 @@ def run_one(
     if guard.seen is not None:
         finding = f"reached beyond its folder: {guard.seen}\n{finding}"
     result.inputs += 1
-    if finding is not None:
-        result.findings[str(result.inputs)] = finding
+    return finding
 
 
-def _work(target: str, options: argparse.Namespace, shared: mmap.mmap, scratch: Path) -> None:
-    """Run inputs until they are done or time is over; the process's own state is in ``shared``."""
-    warnings.simplefilter("ignore")
-    (pages,) = Path("/proc/self/statm").read_text().split()[:1] if sys.platform == "linux" else "0"
-    limit = int(pages) * mmap.PAGESIZE + ADDRESS_SPACE
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    guard, folder = _Guard(), scratch / "scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    samples = TARGETS[target].make(folder)
-    for name, data in samples.items():  # the first call loads modules
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    for name in samples:
-        TARGETS[target].read(folder, name)  # a sample that is refused would test nothing
-    result = Result(target)
-    (number,) = struct.unpack_from("<q", shared, 0)
-    while number < options.inputs and time.time() < options.deadline:
-        name, data = make_input(options.seed, target, number, samples)
-        struct.pack_into("<q", shared, 0, number)
-        faulthandler.dump_traceback_later(options.limit, exit=True)
-        result_before = len(result.findings)
-        run_one(target, folder, name, data, guard, result)
+class Feeder:
+    """Gives inputs to a target, in a process of its own, and keeps what becomes of them.
+
+    What the next input could take with it, should it kill the process, is in files and in
+    ``shared``: the number of the input, and the results so far.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        options: argparse.Namespace,
+        shared: mmap.mmap,
+        scratch: Path,
+        source: Source,
+    ) -> None:
+        warnings.simplefilter("ignore")
+        faulthandler.enable()  # of a crash, too, says where it was
+        _bound_memory()
+        self.target, self.options, self.scratch = target, options, scratch
+        self.result = Result(target)
+        self._shared, self._source, self._guard = shared, source, _Guard()
+        (self.number,) = struct.unpack_from("<q", shared, 0)
+        self._folder = scratch / "scratch"
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self.samples = TARGETS[target].make(self._folder)
+        for name, data in self.samples.items():  # the first call loads modules
+            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / name).write_bytes(data)
+        for name in self.samples:
+            TARGETS[target].read(self._folder, name)  # a sample that is refused would test nothing
+
+    @property
+    def over(self) -> bool:
+        """Whether there were inputs enough, or time, or findings."""
+        late = self.number >= self.options.inputs or time.time() >= self.options.deadline
+        return late or len(self.result.findings) >= self.options.most
+
+    def give(self, name: str, data: bytes) -> None:
+        """Give one input, as the new content of the file of this name."""
+        struct.pack_into("<q", self._shared, 0, self.number)
+        faulthandler.dump_traceback_later(self.options.limit, exit=True)
+        finding = run_one(self.target, self._folder, name, data, self._guard, self.result)
         faulthandler.cancel_dump_traceback_later()
-        if len(result.findings) > result_before:
-            result.findings[f"{target}:{number}"] = result.findings.pop(str(result.inputs))
-            _keep(scratch, result, number)  # the next input may kill this process
-            if len(result.findings) >= options.most:
-                break
-        (folder / name).write_bytes(samples[name])
-        number += 1
-        if number % 50 == 0 or number >= options.inputs:
-            _keep(scratch, result, number)
-    struct.pack_into("<q", shared, 0, number)
-    _keep(scratch, result, number)
-    strangers = sorted({path.name for path in scratch.iterdir()} - _OWN_FILES)
-    if strangers:
-        result.findings[f"{target}:end"] = f"left beside its folder: {strangers}"
-        _keep(scratch, result, number)
+        if finding is not None:
+            place = self._source.place(self.target, self.number, finding, self.scratch)
+            self.result.findings[place] = finding
+        (self._folder / name).write_bytes(self.samples[name])
+        self.number += 1
+        if finding is not None or self.number % 50 == 0:
+            self._keep()
+
+    def end(self) -> None:
+        """Keep the results, when all inputs were given."""
+        struct.pack_into("<q", self._shared, 0, self.number)
+        strangers = sorted({path.name for path in self.scratch.iterdir()} - _OWN_FILES)
+        if strangers:
+            self.result.findings[f"{self.target}:end"] = f"left beside its folder: {strangers}"
+        self._keep()
+
+    def _keep(self) -> None:
+        (self.scratch / "result.json").write_text(json.dumps(self.result.__dict__))
 
 
-_OWN_FILES = {"scratch", "result.json", "stderr", "elsewhere"}
+_OWN_FILES = {"scratch", "result.json", "stderr", "elsewhere", "input", "corpus", "tokens"}
 
 
-def _keep(scratch: Path, result: Result, number: int) -> None:
-    kept = scratch / "result.json"
-    kept.write_text(json.dumps({**result.__dict__, "number": number}))
+@dataclass(frozen=True)
+class Source:
+    """Where inputs come from.
+
+    Args:
+        feed: Give inputs to a feeder until it is over.
+        place: Return what ``--replay`` takes for an input: given are the target, the input's
+            number, what is wrong with it, and the folder of the process.
+    """
+
+    feed: Callable[[Feeder], None]
+    place: Callable[[str, int, str, Path], str]
 
 
-def run_target(target: str, options: argparse.Namespace, scratch: Path) -> Result:
+def _feed_changes(feeder: Feeder) -> None:
+    while not feeder.over:
+        feeder.give(*make_input(feeder.options.seed, feeder.target, feeder.number, feeder.samples))
+
+
+CHANGES = Source(_feed_changes, lambda target, number, *_: f"{target}:{number}")
+
+
+def _bound_memory() -> None:
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * mmap.PAGESIZE + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def run_target(target: str, options: argparse.Namespace, scratch: Path, source: Source) -> Result:
     """Run a target in processes of its own, one after another as inputs kill them."""
     scratch.mkdir()
     (scratch / "elsewhere").mkdir()
@@ -205,7 +252,7 @@ def run_target(target: str, options: argparse.Namespace, scratch: Path) -> Resul
     total = Result(target)
     while True:
         (scratch / "result.json").unlink(missing_ok=True)
-        status = _in_child(target, options, shared, scratch)
+        status = _in_child(target, options, shared, scratch, source)
         (number,) = struct.unpack_from("<q", shared, 0)
         _add(total, scratch / "result.json")
         total.inputs = number - options.first
@@ -213,14 +260,18 @@ def run_target(target: str, options: argparse.Namespace, scratch: Path) -> Resul
             return total
         total.inputs += 1
         said = (scratch / "stderr").read_text(errors="replace")[-3000:]
-        total.findings[f"{target}:{number}"] = f"the process ended with status {status}\n{said}"
+        finding = f"the process ended with status {status}\n{said}"
+        total.findings[source.place(target, number, finding, scratch)] = finding
         late = len(total.findings) >= options.most or time.time() >= options.deadline
         if status == _BROKEN or late:
             return total
         struct.pack_into("<q", shared, 0, number + 1)
 
 
-def _in_child(target: str, options: argparse.Namespace, shared: mmap.mmap, scratch: Path) -> int:
+def _in_child(
+    target: str, options: argparse.Namespace, shared: mmap.mmap, scratch: Path, source: Source
+) -> int:
+    sys.stdout.flush()
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -229,7 +280,9 @@ def _in_child(target: str, options: argparse.Namespace, shared: mmap.mmap, scrat
         handle = os.open(scratch / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 2)
         os.chdir(scratch / "elsewhere")
-        _work(target, options, shared, scratch)
+        feeder = Feeder(target, options, shared, scratch, source)
+        source.feed(feeder)
+        feeder.end()
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -247,16 +300,18 @@ def _add(total: Result, path: Path) -> None:
     total.findings.update(found["findings"])
     total.slowest = max(total.slowest, found["slowest"])
     total.growth = max(total.growth, found["growth"])
+    total.note = found["note"] or total.note
 
 
-def replay(place: str, seed: int, keep: Path | None) -> None:
+def read_again(
+    target: str, find: Callable[[Samples], tuple[str, bytes]], keep: Path | None = None
+) -> None:
     """Give one input again, in this process, and let what it raises through."""
-    target, number = place.split(":")
     with tempfile.TemporaryDirectory(prefix="tfclip-fuzz-") as scratch:
         folder = Path(scratch, "scratch")
         folder.mkdir()
         samples = TARGETS[target].make(folder)
-        name, data = make_input(seed, target, int(number), samples)
+        name, data = find(samples)
         print(f"{name}: {len(data)} bytes, the sample has {len(samples[name])}")
         if keep is not None:
             keep.write_bytes(data)
@@ -264,25 +319,22 @@ def replay(place: str, seed: int, keep: Path | None) -> None:
         print("returned", TARGETS[target].read(folder, name))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every source of inputs is asked for."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument(
         "--inputs", type=int, default=10**9, help="in all, shared among the targets"
     )
     parser.add_argument("--seconds", type=float, help="in all, shared among the targets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of each target's first input")
     parser.add_argument("--targets", nargs="*", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--limit", type=float, default=10, help="seconds that one input may take")
     parser.add_argument("--most", type=int, default=20, help="findings after which a target ends")
-    parser.add_argument("--replay", metavar="TARGET:NUMBER", help="one input again")
-    parser.add_argument("--keep", type=Path, help="where --replay writes the input")
-    options = parser.parse_args(arguments)
-    if options.replay:
-        replay(options.replay, options.seed, options.keep)
-        return 0
-    if options.seconds is None and options.inputs == 10**9:
-        parser.error("say how much: --inputs or --seconds")
+    return parser
+
+
+def run(options: argparse.Namespace, source: Source) -> int:
+    """Run the targets one after another and print what they find; return 1 if they do."""
     each, names = -(-options.inputs // len(options.targets)), options.targets
     options.inputs = options.first + each
     print(f"seed {options.seed}, inputs {options.first} to {options.inputs - 1} of each target")
@@ -291,13 +343,29 @@ def main(arguments: list[str] | None = None) -> int:
         for place, name in enumerate(names, start=1):
             share = (options.seconds or float("inf")) * place / len(names)
             options.deadline = start + share
-            results.append(run_target(name, options, Path(folder, name)))
+            results.append(run_target(name, options, Path(folder, name), source))
             print(results[-1].line(), flush=True)
             for number, finding in results[-1].findings.items():
                 print(f"--- {number}\n{finding.rstrip()}", flush=True)
     total, findings = sum(r.inputs for r in results), sum(len(r.findings) for r in results)
     print(f"{total:,} inputs, {findings} findings, {time.time() - start:.0f} s")
     return 1 if findings else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--first", type=int, default=0, help="number of each target's first input")
+    parser.add_argument("--replay", metavar="TARGET:NUMBER", help="one input again")
+    parser.add_argument("--keep", type=Path, help="where --replay writes the input")
+    options = parser.parse_args(arguments)
+    if options.replay:
+        target, number = options.replay.split(":")
+        seed = options.seed
+        read_again(target, lambda s: make_input(seed, target, int(number), s), options.keep)
+        return 0
+    if options.seconds is None and options.inputs == 10**9:
+        parser.error("say how much: --inputs or --seconds")
+    return run(options, CHANGES)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from typing import Any
 
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 _CUTS = re.compile(rb"[\n,;\t /]")
-_NUMBERS = (
+NUMBERS = (
     *(b"0", b"-1", b"1", b"2", b"7", b"255", b"65536", b"2147483648", b"4294967295"),
     *(b"9223372036854775807", b"-9223372036854775809", b"18446744073709551616", b"1e308"),
     *(b"1e309", b"-0.0", b"nan", b"inf", b"1_0", b"0x10", b"1e-320", b"9" * 30, b"9" * 5000),
     *(b"1000000000000", b"0.5", "٣".encode(), "²".encode(), b"", b"+1", b"1.0000000000000002"),
 )
-_WORDS = (
+WORDS = (
     *(b"../../../../etc/passwd", b"/etc/passwd", b"/dev/zero", b"/dev/stdin", b"..", b".", b"~"),
     *(b"\0", b"\xff\xfe", b"\xed\xa0\x80", "\u202e".encode(), b'"', b"'", b",", b"\r", b"\n"),
     *(b"%s%n", b"{0}", b"a" * 300, b"a/" * 200, "é".encode(), b"NUL", b"\xef\xbb\xbf", b"[" * 200),
@@ -86,7 +86,7 @@ def _remove(rng: random.Random, data: bytes) -> bytes:
 
 def _insert(rng: random.Random, data: bytes) -> bytes:
     place = _place(rng, data)
-    noise = rng.choice((rng.randbytes(rng.choice((1, 4, 64))), b"\0" * 8, rng.choice(_WORDS)))
+    noise = rng.choice((rng.randbytes(rng.choice((1, 4, 64))), b"\0" * 8, rng.choice(WORDS)))
     return data[:place] + noise + data[place:]
 
 
@@ -105,14 +105,14 @@ def _change_number(rng: random.Random, data: bytes) -> bytes:
     if not found:
         return _flip(rng, data)
     number = rng.choice(found)
-    return data[: number.start()] + rng.choice(_NUMBERS) + data[number.end() :]
+    return data[: number.start()] + rng.choice(NUMBERS) + data[number.end() :]
 
 
 def _change_cell(rng: random.Random, data: bytes) -> bytes:
     ends = [0, *(cut.end() for cut in _CUTS.finditer(data)), len(data)]
     place = rng.randrange(len(ends) - 1)
     start, end = ends[place], ends[place + 1]
-    return data[:start] + rng.choice((*_WORDS, b"")) + data[max(start, end - 1) :]
+    return data[:start] + rng.choice((*WORDS, b"")) + data[max(start, end - 1) :]
 
 
 def _move_line(rng: random.Random, data: bytes) -> bytes:
