@@ -99,15 +99,15 @@ class Guided:
         tokens.write_text(write_tokens(_TOKENS))
         if self._corpus is not None:
             corpus = self._corpus / feeder.target
-        if not corpus.exists():
-            corpus.mkdir(parents=True)
-            for number, seed in enumerate(make_seeds(feeder.samples)):
-                (corpus / f"seed-{number}").write_bytes(seed)
+        corpus.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(make_seeds(feeder.samples)):  # each process makes its own
+            (corpus / f"seed-{number}").write_bytes(seed)
         longest = max(len(data) for data in feeder.samples.values())
         options = {
             "seed": feeder.options.seed + feeder.number + 1,  # 0 would mean any
             "max_len": max(4096, 2 * longest),
             "dict": tokens,
+            "keep_seed": 1,  # formats that another package reads take the same branches here
             "reload": 0,  # nobody else writes into the corpus
             "rss_limit_mb": 0,  # the feeder watches memory and time
             "timeout": 10**6,
