@@ -52,7 +52,7 @@ class IdentitySampler(Sampler[list]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        labels = torch.as_tensor(identities)
+        labels = torch.as_tensor(identities, device="cpu")
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(
                 f"identities must be whole numbers (M,), got {labels.dtype} of shape "

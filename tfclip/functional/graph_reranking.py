@@ -85,6 +85,7 @@ def _cosine_distance(graph: SparseRows, num_queries: int, progress: bool) -> Ten
         torch.stack([rows[ahead:] - num_queries, graph.columns[ahead:]]),
         graph.values[ahead:],
         (num_rows - num_queries, num_rows),
+        device=graph.values.device,
         is_coalesced=True,
         check_invariants=True,
     )
@@ -97,7 +98,7 @@ def _cosine_distance(graph: SparseRows, num_queries: int, progress: bool) -> Ten
             # Vectors this full are faster to multiply than to look up: a block of queries is dense.
             block = graph.values.new_zeros(num_rows, last - first)
             block[graph.columns[entries], rows[entries] - first] = graph.values[entries]
-            result[first:last] = torch.sparse.mm(gallery, block).T.neg_().add_(1).clamp_(0, 1)
+            result[first:last] = torch.sparse.mm(gallery, block).T.neg_().add_(1).clamp_min_(0)
             bar.update(last - first)
     return result
 

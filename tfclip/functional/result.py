@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -148,7 +149,7 @@ class RankingResult:
         if set(fields) != set(_FIGURES):
             odd = sorted(set(fields) ^ set(_FIGURES))
             raise ValueError(f"a result must have exactly the entries {_FIGURES}, check {odd}")
-        fields["cmc"] = torch.tensor(fields["cmc"], dtype=torch.float64)
+        fields["cmc"] = torch.tensor(fields["cmc"], dtype=torch.float64, device="cpu")
         return cls(**fields, per_query=None if columns is None else _read_scores(columns))
 
     def __str__(self) -> str:
@@ -165,11 +166,12 @@ class RankingResult:
 def _read_scores(columns: Mapping[str, Any]) -> QueryScores:
     if set(columns) != set(QueryScores._fields):
         raise ValueError(f"per_query must have {QueryScores._fields}, got {tuple(columns)}")
+    read = partial(torch.tensor, device="cpu")
     floats = (
-        torch.tensor([math.nan if x is None else x for x in columns[name]], dtype=torch.float64)
+        read([math.nan if x is None else x for x in columns[name]], dtype=torch.float64)
         for name in ("average_precision", "inverse_penalty")
     )
-    whole = (torch.tensor(columns[name]).long() for name in ("first_match", "num_matches"))
+    whole = (read(columns[name]).long() for name in ("first_match", "num_matches"))
     return QueryScores(*floats, *whole)
 
 
