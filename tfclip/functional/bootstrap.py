@@ -54,12 +54,10 @@ def bootstrap_interval(
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     random = np.random.default_rng(seed)
     rows = max(1, _BLOCK_DRAWS // len(sample))
-    means = np.concatenate(
-        [
-            sample[random.integers(len(sample), size=(min(rows, resamples - done), len(sample)))]
-            .mean(1)
-            for done in range(0, resamples, rows)
-        ]
-    )  # fmt: skip
+    means = np.empty(resamples)
+    for first in range(0, resamples, rows):
+        block = means[first : first + rows]  # a view; the last may be shorter
+        draws = random.integers(len(sample), size=(len(block), len(sample)))
+        block[:] = sample[draws].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

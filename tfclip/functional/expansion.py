@@ -64,8 +64,8 @@ def alpha_query_expansion(
         for first in range(0, len(queries), size):
             block = slice(first, min(first + size, len(queries)))
             distance, places = (each[:, :k] for each in smallest(strips.of(block), k))
-            weights = (1 - distance).clamp_min(0)
-            weights = torch.where(weights > 0, weights.pow(alpha), 0)
+            cosines = 1 - distance
+            weights = torch.where(cosines > 0, cosines.pow(alpha), 0)
             for column in range(weights.shape[1]):  # no (B, k, F) copy of gallery rows
                 expanded[block] += weights[:, column, None] * gallery[places[:, column]]
             bar.update(block.stop - block.start)

@@ -230,7 +230,7 @@ def check_pairs(distance: Tensor, same: Tensor) -> tuple[np.ndarray, np.ndarray]
             f"distance must be finite, got {distance[position].item()} at position {position}"
         )
     if not same.any() or same.all():
-        kind = "two persons" if not len(same) or same.all() else "one person"
+        kind = "two persons" if same.all() else "one person"
         raise ValueError(f"same must have pairs of both kinds, got none of {kind}")
     return distance.detach().cpu().double().numpy(), same.cpu().numpy()
 
