@@ -27,30 +27,31 @@ def _named(file: str, tests: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _RANKING = ("ranking", "ranking_result", "ranking_options")
-_RERANKING = ("reranking", "reranking_alternatives", "rerank_search")
+_RERANKING = ("reranking", "reranking_alternatives", "rerank_search", "neighbour_lists")
+_OPTIONS = ("reranking_options", "default_device")
 _OF_FUNCTIONAL = {
-    "distance": ("distance", "ranking", "ranking_options"),
-    "ranks": ("ranking_options", "ranking"),
-    "ranking": _RANKING,
-    "result": _RANKING,
+    "distance": ("distance", "default_device", "ranking", "ranking_options"),
+    "ranks": ("ranking_options", "default_device", "ranking"),
+    "ranking": (*_RANKING, "default_device"),
+    "result": (*_RANKING, "default_device"),
     "bootstrap": ("ranking_result",),
     "candidates": (*_RANKING, "verification"),
-    "verification": ("verification",),
+    "verification": ("verification", "default_device"),
     "identification": ("verification",),
     "calibration": ("calibration",),
     "clustering": ("clustering",),
-    "reciprocal": _RERANKING,
-    "reranking": _RERANKING,
-    "sparse": _RERANKING,
-    "neighbours": _RERANKING,
-    "neighbour_lists": _RERANKING,
-    "pairwise": _RERANKING,
-    "products": _RERANKING,
-    "shortlist": ("rerank_search", "reranking"),
-    "approximate": ("rerank_search",),
-    "camera_jaccard": ("reranking_alternatives",),
-    "expansion": ("reranking_alternatives",),
-    "graph_reranking": ("reranking_alternatives",),
+    "reciprocal": ("default_device", *_RERANKING),
+    "reranking": (*_OPTIONS, *_RERANKING),
+    "sparse": ("sparse", "default_device", "reranking", "reranking_alternatives"),
+    "neighbours": ("neighbours", *_OPTIONS, "reranking", "rerank_search"),
+    "neighbour_lists": ("neighbour_lists", *_OPTIONS),
+    "pairwise": ("neighbours", "default_device", "reranking", "rerank_search"),
+    "products": ("products", "default_device", "reranking", "rerank_search"),
+    "shortlist": ("neighbours", "default_device", "rerank_search", "reranking"),
+    "approximate": ("approximate", *_OPTIONS, "rerank_search"),
+    "camera_jaccard": ("reranking_alternatives", *_OPTIONS),
+    "expansion": ("reranking_alternatives", *_OPTIONS),
+    "graph_reranking": ("reranking_alternatives", *_OPTIONS),
 }
 _SPEED = (  # of test_speed.py what runs diffusion
     "the_mean_of_diffused_tokens_is_their_mean",
@@ -69,10 +70,10 @@ _SAMPLINGS = ("sample_dense", "sample_restricted", "_check_counts")
 TARGETS = {
     target.label: target
     for target in (
-        Target("tfclip/losses.py", ("losses",)),
-        Target("tfclip/diffusion.py", ("diffusion", *_named("speed", _SPEED))),
+        Target("tfclip/losses.py", ("losses", "default_device")),
+        Target("tfclip/diffusion.py", ("diffusion", "default_device", *_named("speed", _SPEED))),
         Target("tfclip/prompt.py", ("prompt",)),
-        Target("tfclip/data/samplers.py", ("samplers", "clips")),
+        Target("tfclip/data/samplers.py", ("samplers", "clips", "default_device")),
         Target("tfclip/frames.py", _named("frames", _FRAMES), _SAMPLINGS),
         *(Target(f"tfclip/functional/{name}.py", of) for name, of in _OF_FUNCTIONAL.items()),
     )

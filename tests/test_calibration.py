@@ -132,6 +132,24 @@ def test_a_calibration_survives_json(kind):
     assert torch.equal(Calibration.from_dict(values).probability(places), expected)
 
 
+@pytest.mark.parametrize("kind", ["isotonic", "logistic"])
+def test_what_belongs_to_the_other_kind_stays_empty(kind):
+    calibration = fit_threshold(*drawn_pairs(), kind=kind)
+    isotonic = calibration.distances, calibration.probabilities
+    logistic = calibration.slope, calibration.intercept
+    assert (isotonic == ((), ())) == (kind == "logistic")
+    assert (logistic == (0, 0)) == (kind == "isotonic")
+
+
+def test_the_ends_of_every_range_belong_to_it():
+    values = fit_threshold(*drawn_pairs()).to_dict()
+    values |= {"distances": [0.0, 0.0, 1.0], "probabilities": [1.0, 1.0, 0.0], "slope": 0.0}
+    for end in (0, 1):
+        rates = ("asked_false_match_rate", "false_match_rate", "false_non_match_rate", "prior")
+        calibration = Calibration.from_dict(values | dict.fromkeys(rates, end))
+        assert calibration.probability(torch.tensor([-1.0, 0.5, 2.0])).tolist() == [1, 0.5, 0]
+
+
 def test_a_damaged_calibration_is_refused():
     values = fit_threshold(*drawn_pairs()).to_dict()
     for change, message in (

@@ -215,6 +215,8 @@ def test_a_learned_scale_that_starts_at_one_weighs_the_code_of_the_place(tokens)
     ("make", "message"),
     [
         (lambda: TemporalMemoryDiffusion(64, 3), "num_heads must divide dim"),
+        (lambda: TemporalMemoryConstruction(-64, 2), "num_heads must divide dim, got .* dim -64"),
+        (lambda: MemoryDiffusion(-64, 2), "num_heads must divide dim, got .* dim -64"),
         (lambda: TemporalMemoryDiffusion(64, 2, depth=0), "depth must be at least 1"),
         (lambda: TemporalMemoryDiffusion(64, 2, drop_path=1.0), r"drop_path must be in \[0, 1\)"),
         (lambda: MemoryDiffusion(64, 2, drop_path=-0.1), r"drop_path must be in .* got -0.1"),

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tfclip.functional import cosine_distance, squared_euclidean_distance
+from tfclip.functional import cosine_distance, distance, squared_euclidean_distance
+from tfclip.functional.distance import DistanceStrips
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.safetensors"
 SIZES = st.integers(1, 5)
@@ -81,3 +82,33 @@ def test_a_gradient_reaches_both_sides(function):
     assert gallery.grad is not None
     assert queries.grad.abs().sum() > 0
     assert gallery.grad.abs().sum() > 0
+
+
+def test_vectors_whose_distance_would_not_be_finite_are_refused_and_shorter_ones_are_not():
+    long = torch.tensor([[1e19]])  # 4e38 from its opposite, and float32 ends at 3.4e38
+    with pytest.raises(ValueError, match=r"must be short enough for torch\.float32, got squared"):
+        DistanceStrips(long, -long, "squared_euclidean")
+    short = 0.9 * long
+    strips = DistanceStrips(short, -short, "squared_euclidean")
+    assert strips.of(slice(0, 1)).isfinite().all()
+
+
+def test_of_two_entries_that_are_not_finite_the_first_is_named():
+    rows = torch.zeros(4, 3)
+    rows[1, 2], rows[3, 0] = torch.inf, torch.nan
+    with pytest.raises(ValueError, match="gallery must be finite, got inf in row 1"):
+        DistanceStrips(torch.zeros(1, 3), rows, "cosine")
+
+
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+def test_strips_of_some_queries_and_columns_are_parts_of_the_whole(metric, monkeypatch):
+    monkeypatch.setattr(distance, "_ROWS_AT_ONCE", 3)
+    queries, gallery = (rows.double() for rows in draw(7, 11, 4, seed=2))
+    whole = {"cosine": cosine_distance, "squared_euclidean": squared_euclidean_distance}[metric](
+        queries, gallery
+    )
+    strips = DistanceStrips(queries, gallery, metric)
+    for block in (slice(0, 2), slice(2, 7), slice(5, 6)):
+        torch.testing.assert_close(strips.of(block), whole[block])
+        some = strips.of(block, slice(3, 9))
+        torch.testing.assert_close(some, whole[block, 3:9])

@@ -136,10 +136,11 @@ def test_figures_equal_a_literal_reading_of_their_definitions(problem, ap, exclu
 def test_scoring_in_blocks_changes_nothing(monkeypatch):
     parts = load_case("a")
     whole = evaluate_ranking(*parts)
-    monkeypatch.setattr(candidates, "_BLOCK_ENTRIES", 1000)  # six queries at a time
-    blocks = evaluate_ranking(*parts)
-    assert blocks.mAP == whole.mAP
-    assert blocks.cmc.tolist() == whole.cmc.tolist()
+    for entries in (1000, 1):  # six queries at a time, and one with more distances than that
+        monkeypatch.setattr(candidates, "_BLOCK_ENTRIES", entries)
+        blocks = evaluate_ranking(*parts)
+        assert blocks.mAP == whole.mAP
+        assert blocks.cmc.tolist() == whole.cmc.tolist()
 
 
 def test_average_precision_by_hand():  # right at ranks 1 and 3

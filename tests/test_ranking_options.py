@@ -1,5 +1,6 @@
 """Junk, own rows, embeddings and lists: every way to a ranking against one slow reading."""
 
+import re
 from typing import Any, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from tfclip.functional import (
     evaluate_ranking,
     evaluate_ranking_from_features,
     evaluate_ranking_topk,
+    ranking,
     squared_euclidean_distance,
 )
 from tfclip.functional.candidates import Candidates, Exclusion, matrix_sizes
@@ -250,6 +252,16 @@ def test_every_cause_of_no_match_is_named():
         evaluate_ranking(torch.zeros(1, 1), [1], [1], None, [1], exclude="camera")
 
 
+def test_a_message_names_the_first_of_those_it_is_about():
+    distance = torch.zeros(2, 3)
+    distance[0, 2], distance[1, 0] = torch.inf, torch.nan
+    labels = [1, 2], [3, 4, 5], [0, 0], [1, 1, 1]
+    with pytest.raises(ValueError, match="got inf for query 0 and gallery row 2"):
+        evaluate_ranking(distance, *labels)
+    with pytest.raises(ValueError, match=r"queries have 1, \.\.\., the gallery 3, \.\.\."):
+        evaluate_ranking(torch.zeros(2, 3), *labels)
+
+
 def misaligned_figures(distance, labels, frames_per_tracklet):
     """Score with a camera list of which every tracklet got as many entries as it has frames."""
     query_ids, gallery_ids, query_cameras, gallery_cameras = labels
@@ -385,6 +397,20 @@ def test_a_whole_ranking_as_lists_is_worth_what_the_matrix_is():
 def test_lists_that_no_index_returns_are_refused(lists, error, message):
     with pytest.raises(error, match=message):
         evaluate_ranking_topk(lists, [1], [1, 2], [0], [1, 1])
+
+
+def test_a_bar_counts_queries_on_request_only(capsys, monkeypatch):
+    monkeypatch.setattr(ranking, "_STRIP_ENTRIES", 5)  # less than one query has distances
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = (
+        torch.randn(4, 3, generator=generator),
+        torch.randn(9, 3, generator=generator),
+    )
+    labels = [0, 1, 2, 3], [i % 4 for i in range(9)], [0] * 4, [1] * 9
+    result = evaluate_ranking_from_features(queries, gallery, *labels)
+    assert capsys.readouterr().err == ""
+    assert_same(evaluate_ranking_from_features(queries, gallery, *labels, progress=True), result)
+    assert re.search(r"100%\|[^|]*\| 4/4 \[.*query", capsys.readouterr().err)
 
 
 def test_embeddings_that_cannot_be_ranked_are_refused():

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from tfclip.functional import QueryScores, RankingResult, bootstrap_interval, evaluate_ranking
+from tfclip.functional import (
+    QueryScores,
+    RankingResult,
+    bootstrap_interval,
+    evaluate_ranking,
+    evaluate_ranking_topk,
+)
 
 
 def scores_of(result: RankingResult) -> QueryScores:
@@ -35,6 +41,23 @@ def test_a_result_prints_as_an_aligned_table():
         "protocol       1 of 1 queries have a match in a gallery of 3; gallery rows of the query's "
         "person and camera are left out; AP by step; ties in gallery order",
     ]
+
+
+def test_beyond_a_short_gallery_a_rank_is_known_once_everybody_is_found():
+    result = evaluate_ranking(torch.tensor([[0.1, 0.2]]), [7], [8, 7], [0], [1, 1])
+    assert result.cmc.tolist() == [0, 1]
+    assert result.rank(5) == 1
+    assert str(result).splitlines()[1:3] == ["rank-1            0.00%", "rank-5          100.00%"]
+    never = evaluate_ranking_topk(torch.tensor([[0, -1], [1, 0]]), [7, 7], [8, 7], [0, 0], [1, 1])
+    assert never.cmc.tolist() == [0.5, 0.5]
+    assert "rank-5" not in str(never)
+
+
+def test_json_is_for_readers_too():
+    lines = some_result().to_json().split("\n")
+    assert lines[0] == "{"
+    assert lines[1].startswith('  "mAP": 0.')
+    assert lines[-2:] == ["}", ""]
 
 
 def test_a_table_shows_no_rank_that_was_not_measured():
@@ -101,9 +124,18 @@ def test_an_interval_is_decided_by_its_seed_and_not_by_its_blocks(monkeypatch):
     result = some_result()
     assert result.interval("rank1", seed=1) == result.interval("rank1", seed=1)
     assert result.interval("mINP", seed=1) != result.interval("mINP", seed=2)
-    whole = result.interval("rank5")
-    monkeypatch.setattr("tfclip.functional.bootstrap._BLOCK_DRAWS", 100)
-    assert result.interval("rank5") == whole
+    # 11 queries, 2,000 times: 222 blocks of 9 and a last one of 2, and 2,000 blocks of one.
+    whole = result.interval("mAP")
+    for draws_at_once in (100, 5):
+        monkeypatch.setattr("tfclip.functional.bootstrap._BLOCK_DRAWS", draws_at_once)
+        assert result.interval("mAP") == whole
+
+
+def test_a_query_with_one_match_counts_in_an_interval():
+    distance = torch.tensor([[0.1, 0.2, 0.3]]).expand(3, 3)
+    result = evaluate_ranking(distance, [0, 1, 2], [0, 1, 2], [0] * 3, [1] * 3)
+    assert result.interval("mAP") == bootstrap_interval([1, 1 / 2, 1 / 3])
+    assert result.interval("rank2") == bootstrap_interval([1, 1, 0])
 
 
 def test_unless_told_otherwise_an_interval_is_that_of_95_percent_from_2000_resamples():

@@ -1,4 +1,4 @@
-"""How neighbours are found must not show: rough products, other tiles, an index, given lists."""
+"""How neighbours are found must not show: rough products, other tiles, an index."""
 
 import sys
 
@@ -7,15 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.slow_reranking import draw, problems, slow_rerank, slow_rerank_of_features
+from tests.slow_reranking import draw, problems, slow_rerank_of_features
 from tfclip.errors import MissingExtraError
 from tfclip.functional import (
     k_reciprocal_rerank,
     k_reciprocal_rerank_blocks,
-    k_reciprocal_rerank_from_topk,
     k_reciprocal_rerank_topk,
     neighbours,
-    products,
     shortlist,
 )
 from tfclip.functional.neighbours import find_neighbours
@@ -124,44 +122,6 @@ def test_rows_that_rounding_cannot_tell_apart_fall_back_to_plain_tiles(half, mon
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 9999), st.sampled_from([torch.float32, torch.float64]))
-def test_products_of_pairs_are_those_of_the_whole_and_know_no_order(seed, dtype):
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randn(9, 33, generator=random, dtype=dtype)
-    columns = torch.randn(7, 33, generator=random, dtype=dtype)
-    first = torch.randint(9, (20,), generator=random).sort()[0]
-    second = torch.randint(7, (20,), generator=random)
-    found = products.pair_products(rows, columns, first, second)
-    torch.testing.assert_close(found, (rows @ columns.T)[first, second])
-    order = second.argsort(stable=True)
-    turned = products.pair_products(columns, rows, second[order], first[order])
-    assert torch.equal(turned, found[order])
-    alone = products.pair_products(rows, columns, first[5:6], second[5:6])
-    assert torch.equal(alone, found[5:6])
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_product_by_convolution_is_the_product(monkeypatch, threads):
-    monkeypatch.setattr(products, "_LARGE", 0)
-    monkeypatch.setattr(products, "convolution_is_faster", lambda threads: True)
-    random = torch.Generator().manual_seed(0)
-    rows, columns = torch.randn(37, 50, generator=random), torch.randn(64, 50, generator=random)
-    start = torch.randn(37, 64, generator=random)
-    torch.set_num_threads(threads)
-    try:
-        result = products.add_products(start.clone(), rows, columns, -2)
-    finally:
-        torch.set_num_threads(1)
-    exact = start.double() - 2 * rows.double() @ columns.double().T
-    torch.testing.assert_close(result.double(), exact, rtol=0, atol=1e-5)
-
-
-def test_the_measured_choices_have_an_answer():
-    assert products.convolution_is_faster(torch.get_num_threads()) in (True, False)
-    assert products.bfloat16_is_faster(torch.get_num_threads()) in (True, False)
-
-
 # --- an index of FAISS -----------------------------------------------------------------------
 
 
@@ -221,109 +181,3 @@ def test_a_search_that_is_unknown_or_not_installed_is_refused_in_a_sentence(monk
         with pytest.raises(MissingExtraError, match=r"'ivf' needs faiss; .*'tfclip\[index\]'"):
             rerank(queries, gallery, neighbours="ivf")
     assert k_reciprocal_rerank(queries, gallery).shape == (2, 5)
-
-
-# --- given lists -----------------------------------------------------------------------------
-
-
-def full_lists(queries, gallery):
-    rows = torch.cat([queries, gallery])
-    distance = (rows[:, None] - rows).square().sum(2)
-    values, indices = distance.sort(dim=1, stable=True)
-    return indices, values
-
-
-@settings(deadline=None, max_examples=100)
-@given(problems(), st.integers(1, 20))
-def test_lists_of_all_rows_give_the_definition(problem, top):
-    queries, gallery, parameters = problem
-    indices, values = full_lists(queries, gallery)
-    expected = slow_rerank_of_features(queries, gallery, *parameters)
-    found, places = k_reciprocal_rerank_from_topk(
-        indices, values, len(queries), *parameters, farthest=values[:, -1], top=top
-    )
-    torch.testing.assert_close(found, expected.sort(dim=1)[0][:, :top], rtol=0, atol=1e-12)
-    torch.testing.assert_close(expected.gather(1, places), found, rtol=0, atol=1e-12)
-
-
-@settings(deadline=None, max_examples=100)
-@given(problems(), st.integers(0, 20), st.sampled_from([None, 0.5, 2.0]))
-def test_what_no_list_has_is_as_far_as_the_last_of_the_list(problem, more, farthest):
-    queries, gallery, (k1, k2, lambda_value) = problem
-    total = len(queries) + len(gallery)
-    length = min(total, max(k1 + 1, k2) + more)
-    indices, values = (each[:, :length] for each in full_lists(queries, gallery))
-    lists = [
-        dict(zip(*pair, strict=True))
-        for pair in zip(indices.tolist(), values.tolist(), strict=True)
-    ]
-    known = [
-        [lists[i].get(j, lists[j].get(i, values[i, -1].item())) for j in range(total)]
-        for i in range(total)
-    ]
-    far = values[:, -1].clamp_min(1) if farthest is None else farthest
-    expected = slow_rerank(
-        known,
-        len(queries),
-        k1,
-        k2,
-        lambda_value,
-        ranking=indices.tolist(),
-        farthest=[float(each) for each in torch.as_tensor(far).expand(total)],
-    )
-    found, places = k_reciprocal_rerank_from_topk(
-        indices, values, len(queries), k1, k2, lambda_value, farthest=far, top=9
-    )
-    torch.testing.assert_close(found, expected.sort(dim=1)[0][:, :9], rtol=0, atol=1e-12)
-    torch.testing.assert_close(expected.gather(1, places), found, rtol=0, atol=1e-12)
-
-
-def test_longer_lists_come_closer_to_the_whole():
-    queries, gallery = (each.double() for each in draw(30, 370))
-    whole = k_reciprocal_rerank(queries, gallery)
-    indices, values = full_lists(queries, gallery)
-    off = []
-    for length in (21, 60, 400):
-        found, places = k_reciprocal_rerank_from_topk(
-            indices[:, :length], values[:, :length], 30, farthest=values[:, -1], top=10
-        )
-        off.append((whole.gather(1, places) - found).abs().mean())
-    assert off[0] >= off[1] >= off[2]
-    assert off[2] < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"indices": torch.zeros(4, 3)}, TypeError, "indices must be int64, got torch.float32"),
-        ({"distances": torch.zeros(4, 2)}, ValueError, r"both be \(M, L\), got shapes \(4, 3\)"),
-        ({"distances": torch.zeros(4, 3).long()}, TypeError, "distances must be floating point"),
-        ({"indices": torch.full((4, 3), 4)}, ValueError, "indices must be rows from 0 to 3, got 4"),
-        ({"indices": torch.zeros(4, 3).long()}, ValueError, "no row twice in a list, got 0 twice"),
-        ({"distances": torch.zeros(4, 3) - 1}, ValueError, "finite and not negative, got -1"),
-        (
-            {"distances": torch.tensor([0.0, 2.0, 1.0]).expand(4, 3)},
-            ValueError,
-            "must ascend in each list, got 2.0 before 1.0 in list 0",
-        ),
-        ({"num_queries": 4}, ValueError, "num_queries must be less than the 4 rows .*, got 4"),
-        ({"num_queries": 0}, ValueError, "num_queries must be at least 1, got 0"),
-        ({"k1": 3}, ValueError, "indices must list 4 to 4 rows .*, got 3"),
-        ({"farthest": torch.ones(3)}, ValueError, r"farthest must be one number or \(4,\), got"),
-        ({"farthest": -1.0}, ValueError, "farthest must be finite and not negative, got -1"),
-        ({"top": 0}, ValueError, "top must be at least 1, got 0"),
-    ],
-)
-def test_lists_that_do_not_fit_are_refused_by_name(change, error, message):
-    arguments = {
-        "indices": torch.tensor([[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, 0, 1]]),
-        "distances": torch.tensor([0.0, 1.0, 2.0]).expand(4, 3),
-        "num_queries": 1,
-        "k1": 2,
-        "k2": 1,
-        "farthest": 2.0,
-        "top": 2,
-    }
-    k_reciprocal_rerank_from_topk(**arguments)
-    with pytest.raises(error, match=message):
-        k_reciprocal_rerank_from_topk(**(arguments | change))

@@ -13,6 +13,7 @@ from tfclip.functional import (
     k_reciprocal_rerank_blocks,
     k_reciprocal_rerank_from_distance,
     k_reciprocal_rerank_topk,
+    pairwise,
 )
 from tfclip.functional.neighbours import smallest
 
@@ -157,6 +158,17 @@ def test_half_precision_is_computed_in_single_precision():
     assert torch.equal(result, expected)
 
 
+def test_distances_of_half_precision_are_taken_to_single_precision():
+    rows = torch.cat(draw(5, 30))
+    whole = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").bfloat16()
+    parts = whole[:5, :5], whole[:5, 5:], whole[5:, 5:]
+    result = k_reciprocal_rerank_from_distance(*parts)
+    wide = parts[0].float(), parts[1].float(), parts[2].float()
+    expected = k_reciprocal_rerank_from_distance(*wide)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected)
+
+
 def test_no_gradient_is_kept():
     queries, gallery = (x.requires_grad_() for x in draw(3, 9))
     assert not k_reciprocal_rerank(queries, gallery).requires_grad
@@ -178,6 +190,7 @@ def test_many_equal_distances_are_ranked_as_a_stable_sort_ranks_them():
         ({"k2": 1.5}, TypeError, "k2 must be an integer, got 1.5"),
         ({"k1": True}, TypeError, "k1 must be an integer, got True"),
         ({"lambda_value": 1.1}, ValueError, "lambda_value must be from 0 to 1, got 1.1"),
+        ({"lambda_value": -0.1}, ValueError, "lambda_value must be from 0 to 1, got -0.1"),
         ({"lambda_value": math.nan}, ValueError, "lambda_value must be from 0 to 1, got nan"),
         ({"tile_rows": 0}, ValueError, "tile_rows must be at least 1, got 0"),
     ],
@@ -223,9 +236,24 @@ def test_distances_that_do_not_fit_are_refused_by_name():
         rerank(one.double(), across, two)
     with pytest.raises(TypeError, match="distance_qq must be floating point"):
         rerank(one.long(), across, two)
-    with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got -1"):
-        rerank(one, across - 1, two)
+    with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got -0.5"):
+        rerank(one, across - 0.5, two)
     with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got nan"):
         rerank(one, across * torch.nan, two)
+    with pytest.raises(ValueError, match="distance_gg must be finite and not negative, got inf"):
+        rerank(one, across, two + torch.inf)
     with pytest.raises(ValueError, match=r"distance_gg must be symmetric, got 1.0 in row 0, col"):
         rerank(one, across, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+
+
+def test_distances_may_be_asymmetric_by_rounding_and_no_more(monkeypatch):
+    monkeypatch.setattr(pairwise, "TILE_ROWS", 2)
+    queries, across = torch.zeros(1, 1), torch.ones(1, 5)
+    gallery = 4 - 4 * torch.eye(5)
+    expected = k_reciprocal_rerank_from_distance(queries, across, gallery)
+    gallery[4, 1] -= 4e-5  # of 4; float32 has 7 digits
+    result = k_reciprocal_rerank_from_distance(queries, across, gallery)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    gallery[4, 1] -= 4e-5
+    with pytest.raises(ValueError, match=r"got 4\.0 in row 1, column 4 and 3\.99\d* in row 4, col"):
+        k_reciprocal_rerank_from_distance(queries, across, gallery)

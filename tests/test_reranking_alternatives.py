@@ -248,13 +248,14 @@ def test_half_precision_is_computed_in_single_precision_and_without_gradient(nam
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_bounds_of_memory_do_not_matter(name, monkeypatch):
+@pytest.mark.parametrize("entries", [50, 200])
+def test_the_bounds_of_memory_do_not_matter(name, entries, monkeypatch):
     queries, gallery = draw_people()
     whole = ALL[name](queries, gallery)
     monkeypatch.setattr("tfclip.functional.sparse.ENTRIES", 50)
     for module in ("graph_reranking", "reranking"):
-        monkeypatch.setattr(f"tfclip.functional.{module}._BLOCK_ENTRIES", 100)
-    monkeypatch.setattr("tfclip.functional.expansion._STRIP_ENTRIES", 100)
+        monkeypatch.setattr(f"tfclip.functional.{module}._BLOCK_ENTRIES", entries)
+    monkeypatch.setattr("tfclip.functional.expansion._STRIP_ENTRIES", entries)
     torch.testing.assert_close(ALL[name](queries, gallery), whole, rtol=0, atol=1e-6)
 
 
@@ -272,15 +273,25 @@ def test_embeddings_that_do_not_fit_are_refused_by_name(name):
 @pytest.mark.parametrize("name", ["alpha_query_expansion", "neighbour_average", "gnn_rerank"])
 def test_a_vector_without_direction_is_refused(name):
     queries, gallery = draw_people()
-    gallery[3] = 0
+    gallery[3] = gallery[5] = 0
     with pytest.raises(ValueError, match="gallery must have a direction, got only zeros in row 3"):
         ALL[name](queries, gallery)
+
+
+def test_rows_that_are_all_equal_are_no_less_than_zero_apart():
+    row = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+    for name in ALL:
+        result = ALL[name](row.expand(10, -1), row.expand(60, -1))
+        assert 0 <= result.min() <= result.max() <= 1
 
 
 def test_parameters_out_of_range_are_refused_by_name():
     queries, gallery = draw_people()
     with pytest.raises(ValueError, match="alpha must be finite and not negative, got -1"):
         alpha_query_expansion(queries, gallery, alpha=-1)
+    for alpha in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"alpha must be finite and not negative, got {alpha}"):
+            alpha_query_expansion(queries, gallery, alpha=alpha)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         alpha_query_expansion(queries, gallery, k=0)
     with pytest.raises(TypeError, match=r"k2 must be an integer, got 2\.0"):

@@ -234,10 +234,18 @@ def test_bad_pairs_are_refused():
         equal_error_rate(distance, same | True)
     with pytest.raises(ValueError, match="got none of one person"):
         equal_error_rate(distance, same & False)
+    with pytest.raises(ValueError, match="got none of two persons"):
+        roc_curve(distance[:0], same[:0])
     with pytest.raises(ValueError, match="max_different must be at least 1"):
         pair_scores(torch.rand(1, 1), [1], [1], [0], [1], max_different=0)
     with pytest.raises(ValueError, match="false_alarm_rates must have at least one"):
         open_set_identification(torch.rand(2, 1), [1, 2], [1], [0, 0], [1], false_alarm_rates=[])
+
+
+def test_pairs_of_one_person_are_kept_though_one_of_two_is_all_that_is_asked_for():
+    distance = torch.tensor([[0.1, 0.2, 0.9]])
+    pairs = pair_scores(distance, [7], [7, 8, 7], [0], [1, 1, 2], max_different=1)
+    assert torch.equal(pairs.distance[pairs.same], distance[0, [0, 2]])
 
 
 def test_pairs_of_any_precision_lose_no_order():
