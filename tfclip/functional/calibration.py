@@ -300,10 +300,7 @@ def _fit_logistic(
         step = np.linalg.solve(curvature + 1e-12 * np.eye(2), gradient)
         # Close to the minimum a step changes the loss by no more than its rounding.
         bound = _cross_entropy(beta, inputs, targets, weights) * (1 + 1e-12)
-        while (
-            np.abs(step).max() > _CONVERGED
-            and _cross_entropy(beta - step, inputs, targets, weights) > bound
-        ):
+        while _cross_entropy(beta - step, inputs, targets, weights) > bound:
             step /= 2  # too far: Newton's step is only locally a step down
         if np.abs(step).max() <= _CONVERGED:
             break
