@@ -79,6 +79,20 @@ def test_unless_told_otherwise_the_parameters_are_those_of_the_papers(name):
         assert not torch.equal(result, rerank(**published | {parameter: other}))
 
 
+HAVE_NO_TILES = "k_reciprocal_rerank_from_topk", "alpha_query_expansion"
+
+
+@pytest.mark.parametrize("name", RERANKINGS)
+def test_every_count_is_a_whole_number_from_one_on(name):
+    rerank, published = RERANKINGS[name]
+    counts = [parameter for parameter, value in published.items() if isinstance(value, int)]
+    for parameter in counts if name in HAVE_NO_TILES else [*counts, "tile_rows"]:
+        with pytest.raises(ValueError, match=f"{parameter} must be at least 1, got 0"):
+            rerank(**{parameter: 0})
+        with pytest.raises(TypeError, match=f"{parameter} must be an integer, got True"):
+            rerank(**{parameter: True})
+
+
 NEIGHBOURS, RERANKING = ("neighbours: ", 70, "row"), ("re-ranking: ", 10, "query")
 BARS = {
     "k_reciprocal_rerank": [NEIGHBOURS, RERANKING],
@@ -108,8 +122,7 @@ def test_bars_are_shown_on_request_only_and_reach_their_end(name, monkeypatch, c
     monkeypatch.setattr(graph_reranking, "_BLOCK_ENTRIES", 4 * 70)
     monkeypatch.setattr(expansion, "_STRIP_ENTRIES", 4 * 60)
     rerank, _ = RERANKINGS[name]
-    has_no_tiles = name in ("k_reciprocal_rerank_from_topk", "alpha_query_expansion")
-    options = {} if has_no_tiles else {"tile_rows": 16}
+    options = {} if name in HAVE_NO_TILES else {"tile_rows": 16}
     result = rerank(**options)
     assert capsys.readouterr().err == ""
     assert torch.equal(rerank(progress=True, **options), result)
