@@ -77,3 +77,10 @@ def draw(num_queries, num_gallery, width=16, seed=0):
     rows = persons[who] + 0.7 * torch.randn(len(who), width, generator=random)
     rows = torch.nn.functional.normalize(rows, dim=1)
     return rows[:num_queries], rows[num_queries:]
+
+
+def clustered(num_rows=700, width=96, seed=0, offset=0.0, scale=1.0):
+    random = torch.Generator().manual_seed(seed)
+    persons = torch.randn(40, width, generator=random)
+    who = torch.randint(40, (num_rows,), generator=random)
+    return (persons[who] + torch.randn(num_rows, width, generator=random) + offset) * scale

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.slow_reranking import clustered
 from tfclip.functional import neighbours, shortlist
 from tfclip.functional.neighbours import find_neighbours, find_neighbours_by_camera, smallest
 from tfclip.functional.pairwise import FeatureDistances, MatrixDistances
@@ -198,6 +199,21 @@ def test_whatever_rough_distances_say_within_their_slack_the_exact_ones_decide(
     assert torch.equal(found.indices, indices[:, :width])
     assert torch.equal(found.distances, values[:, :width])
     assert torch.equal(found.farthest, farthest)
+
+
+@pytest.mark.parametrize("tile_rows", [64, 1024])
+@pytest.mark.parametrize(
+    ("kind", "near", "far"), [(RoughDistances, 1.01, 1.1), (HalfDistances, 1.1, 1.4)]
+)
+def test_hardly_more_pairs_are_compared_than_there_are_neighbours(kind, near, far, tile_rows):
+    rows = clustered(offset=5.0)
+    distances, compared = FeatureDistances(rows[:50], rows[50:]), []
+    of_pairs = distances.of_pairs
+    distances.of_pairs = lambda rows, columns: compared.append(len(rows)) or of_pairs(rows, columns)
+    neighbours._decide(kind(distances), 21, None, tile_rows, False)
+    of_nearest, of_farthest = compared
+    assert 1 <= of_nearest / (21 * 700) < near
+    assert 1 <= of_farthest / 700 < far
 
 
 def test_rounding_rows_to_bfloat16_a_few_at_a_time_changes_nothing(monkeypatch):

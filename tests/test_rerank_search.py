@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.slow_reranking import draw, problems, slow_rerank_of_features
+from tests.slow_reranking import clustered, draw, problems, slow_rerank_of_features
 from tfclip.errors import MissingExtraError
 from tfclip.functional import (
     k_reciprocal_rerank,
@@ -25,13 +25,6 @@ def half(monkeypatch):
     """Make every search in float32 one in bfloat16."""
     monkeypatch.setattr(neighbours, "_MANY", 0)
     monkeypatch.setattr(neighbours, "bfloat16_is_faster", lambda threads: True)
-
-
-def clustered(num_rows=700, width=96, seed=0, offset=0.0, scale=1.0):
-    random = torch.Generator().manual_seed(seed)
-    persons = torch.randn(40, width, generator=random)
-    who = torch.randint(40, (num_rows,), generator=random)
-    return (persons[who] + torch.randn(num_rows, width, generator=random) + offset) * scale
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (5.0, 1.0), (0.0, 1e-3), (-3.0, 300.0)])
