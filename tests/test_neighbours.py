@@ -154,6 +154,18 @@ def test_rounding_makes_no_distance_negative_and_leaves_none_from_a_row_to_itsel
     assert not pairs[equal].any()
 
 
+@pytest.mark.parametrize("kind", ["embeddings", "matrices"])
+@settings(deadline=None)
+@given(problem=problems(), seed=st.integers(0, 99))
+def test_pairs_have_the_distances_of_the_whole_matrix(kind, problem, seed):
+    rows, split = problem
+    random = torch.Generator().manual_seed(seed)
+    first = torch.randint(len(rows), (30,), generator=random).sort()[0]
+    second = torch.randint(len(rows), (30,), generator=random)
+    found = distances_of(rows, split, kind).of_pairs(first, second)
+    assert torch.equal(found, all_distances(rows)[first, second])
+
+
 def test_a_tile_may_be_wider_than_the_one_before():
     rows = torch.arange(9.0)[:, None]
     distances, whole = FeatureDistances(rows[:3], rows[3:]), all_distances(rows)
