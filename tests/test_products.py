@@ -16,8 +16,8 @@ def test_products_of_pairs_are_those_of_the_whole_and_know_no_order(seed, dtype)
     random = torch.Generator().manual_seed(seed)
     rows = torch.randn(9, 33, generator=random, dtype=dtype)
     columns = torch.randn(7, 33, generator=random, dtype=dtype)
-    first = torch.randint(9, (20,), generator=random).sort()[0]
-    second = torch.randint(7, (20,), generator=random)
+    chosen = torch.randperm(9 * 7, generator=random)[:20].sort()[0]
+    first, second = chosen // 7, chosen % 7
     order = second.argsort(stable=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "_PAIR_ENTRIES", 100)  # three pairs at once

@@ -64,7 +64,7 @@ def pair_products(rows: Tensor, columns: Tensor, first: Tensor, second: Tensor) 
         rows: ``(R, F)``.
         columns: ``(C, F)``.
         first: ``(M,)`` the row of each pair, ascending.
-        second: ``(M,)`` the column of each pair.
+        second: ``(M,)`` the column of each pair; no pair comes twice.
 
     Returns:
         ``(M,)``.
