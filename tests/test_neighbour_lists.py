@@ -119,7 +119,11 @@ def test_longer_lists_come_closer_to_the_whole():
             ValueError,
             "indices must list 3 to 4 rows .*, got 5",
         ),
-        ({"farthest": torch.inf}, ValueError, "farthest must be finite and not negative, got inf"),
+        (
+            {"farthest": torch.tensor([0.5, 2, torch.inf, 2])},
+            ValueError,
+            "farthest must .* got inf",
+        ),
         ({"farthest": -0.5}, ValueError, "farthest must be finite and not negative, got -0.5"),
         ({"top": 0}, ValueError, "top must be at least 1, got 0"),
     ],
