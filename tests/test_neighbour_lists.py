@@ -13,6 +13,7 @@ from tfclip.functional import (
     k_reciprocal_rerank_from_topk,
     reranking,
 )
+from tfclip.functional.neighbour_lists import ListDistances
 
 
 def full_lists(queries, gallery):
@@ -72,6 +73,29 @@ def test_what_no_list_has_is_as_far_as_the_last_of_the_list(problem, more, farth
         )
     torch.testing.assert_close(found, expected.sort(dim=1)[0][:, :9], rtol=0, atol=1e-12)
     torch.testing.assert_close(expected.gather(1, places), found, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.integers(1, 20))
+def test_a_distance_is_that_of_either_list_or_as_far_as_the_last_of_the_first(problem, length):
+    queries, gallery, _ = problem
+    split, total = len(queries), len(queries) + len(gallery)
+    indices, values = (each[:, :length] for each in full_lists(queries, gallery))
+    lists = ListDistances(indices, values, split, 1e9, min(length, total))
+    known = [
+        dict(zip(*pair, strict=True))
+        for pair in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+    expected = [
+        [known[i].get(j, known[j].get(i, values[i, -1].item())) for j in range(total)]
+        for i in range(total)
+    ]
+    every = torch.arange(total)
+    pairs = lists.of_pairs(every.repeat_interleave(total), every.repeat(total))
+    assert pairs.view(total, total).tolist() == expected
+    for query in range(split):
+        row = lists.across(slice(query, query + 1))
+        assert row.tolist() == [expected[query][split:]]
 
 
 def test_longer_lists_come_closer_to_the_whole():

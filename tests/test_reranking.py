@@ -241,7 +241,9 @@ def test_distances_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got nan"):
         rerank(one, across * torch.nan, two)
     with pytest.raises(ValueError, match="distance_gg must be finite and not negative, got inf"):
-        rerank(one, across, two + torch.inf)
+        rerank(one, across, torch.tensor([[0.0, torch.inf], [torch.inf, 0.0]]))
+    with pytest.raises(ValueError, match=r"distance_qq must be \(1, 1\) to fit"):
+        rerank(two, across, two)
     with pytest.raises(ValueError, match=r"distance_gg must be symmetric, got 1.0 in row 0, col"):
         rerank(one, across, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
 
