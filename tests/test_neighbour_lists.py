@@ -128,7 +128,11 @@ def test_longer_lists_come_closer_to_the_whole():
         ),
         ({"distances": torch.full((4, 3), torch.inf)}, ValueError, "not negative, got inf"),
         ({"distances": torch.full((4, 3), torch.nan)}, ValueError, "not negative, got nan"),
-        ({"distances": torch.zeros(4, 3) - 0.5}, ValueError, "finite and not negative, got -0.5"),
+        (
+            {"distances": torch.tensor([-0.5, 0.0, 1.0]).expand(4, 3)},
+            ValueError,
+            "finite and not negative, got -0.5",
+        ),
         (
             {"distances": torch.tensor([0.0, 2.0, 1.0]).expand(4, 3)},
             ValueError,

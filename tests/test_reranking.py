@@ -237,7 +237,7 @@ def test_distances_that_do_not_fit_are_refused_by_name():
     with pytest.raises(TypeError, match="distance_qq must be floating point"):
         rerank(one.long(), across, two)
     with pytest.raises(ValueError, match=r"distance_qg must be finite .* got -0\.5"):
-        rerank(one, across - 0.5, two)
+        rerank(one, torch.tensor([[1.0, -0.5]]), two)
     with pytest.raises(ValueError, match="distance_qg must be finite and not negative, got nan"):
         rerank(one, across * torch.nan, two)
     with pytest.raises(ValueError, match="distance_gg must be finite and not negative, got inf"):
