@@ -68,7 +68,9 @@ def _read_names(folder: Path, name: str) -> None:
                     continue
                 with contextlib.suppress(OSError):  # no file can have such a name
                     path = root / part / relative
-                    if ".." not in path.parts and path != root:  # which is a folder
+                    named = path.parts[len(root.parts) :]
+                    # Of no parts is the folder itself; 1,000 take the system longer than a reader.
+                    if ".." not in named and 0 < len(named) <= 30:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         path.touch()
         if "market" in name:
