@@ -69,6 +69,7 @@ def test_measured_inputs_are_those_of_the_benchmarks(plan):
 
     assert measured(r"^\| ours auto \| ([\d.]+) \|") == inputs.frames_per_second
     assert measured(r"^\| ours float32 \| ([\d.]+) \|") == inputs.float32_frames_per_second
+    assert measured(r"^\| ours int8 \| ([\d.]+) \|") == inputs.int8_frames_per_second
     decoded = measured(r"^\| Pillow, decoding \| 1 \(([\d,]+) files/s\)")
     factor = measured(r"^\| `workers=0` \| ([\d.]+) \|")
     assert inputs.files_per_second == pytest.approx(decoded / factor, rel=1e-3)
