@@ -121,7 +121,8 @@ class Guided:
         def change(data: bytes, size: int, seed: int) -> bytes:
             rng = random.Random(seed)
             if data and rng.random() < 0.5:
-                with contextlib.suppress(RecursionError, ValueError):  # JSON too deep to write
+                # JSON too deep, or a number too long, to change
+                with contextlib.suppress(RecursionError, ValueError, OverflowError):
                     return (data[:1] + mutate(rng, data[1:], files))[:size]
             return self._atheris.Mutate(data, size)
 
