@@ -199,7 +199,7 @@ class _Actor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self._refusal:
-            return {"encoded": b"", "error": self._refusal}
+            return {"encoded": pickle.dumps([]), "error": self._refusal}
         groups, tracklets = pickle.loads(row["work"])
         encoded, failure = [], b""
         try:
