@@ -153,6 +153,7 @@ def test_no_more_frames_are_read_ahead_than_agreed(kind, ahead):
                 given_frames += 1
     assert given_frames == len(prepared) == 360
     assert most <= ahead + 16  # a piece is of 8 frames: one more than agreed, one in hand
+    assert most >= min(ahead, 8)
 
 
 def test_a_loop_that_is_left_leaves_no_thread_and_reads_no_further():

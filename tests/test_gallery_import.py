@@ -81,6 +81,9 @@ def test_ids_that_are_not_there_are_told_without_reading_all_that_are(
     monkeypatch.setattr(type(gallery._storage), "entries", None)
     assert gallery.lacking(["t19", "t3", "t20", "t0"]) == [1, 2]
     assert gallery.lacking([]) == []
+    for wrong in ("t0", 5, None, ["t0", 1], [["t0"]]):
+        with pytest.raises(TypeError, match="ids must be"):
+            gallery.lacking(wrong)  # pyright: ignore[reportArgumentType]
     assert gallery._storage.find(["t19", "t3"], vectors=False).vectors.shape == (1, 0)
     gallery.close()
 

@@ -323,6 +323,7 @@ def test_a_client_that_leaves_takes_no_place_with_it(start, people):
         client.sendall(head.encode() + b"Content-Length: 100\r\n\r\nhalf")
     body = body_of([encode(frame) for frame in people[0]])
     wait_until(lambda: ask(server, body)[0] == 200)  # the one place is free again
+    assert ask_for(server, people[0]).shape == (352,)
 
 
 # --- privacy and the end -------------------------------------------------------------------------

@@ -277,7 +277,7 @@ class EmbeddingTable:
             "embedding": arrow.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
         }
         table = arrow.table(columns).replace_schema_metadata({_KEY: self._description()})
-        # Numbers of vectors do not repeat: a dictionary of them would cost time and 0.6 MB.
+        # Numbers of vectors do not repeat: a dictionary of them would cost time and room.
         repeating: Any = [name for name in columns if name != "embedding"]
         pyarrow.parquet.write_table(table, path, use_dictionary=repeating)
 

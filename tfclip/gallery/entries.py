@@ -264,6 +264,19 @@ def make_ids(ids: Iterable[object] | None, count: int, first: int) -> tuple[str,
     return texts
 
 
+def check_ids(ids: object) -> None:
+    """Refuse what is no sequence of ids.
+
+    Raises:
+        TypeError: It is one text, no sequence, or holds something that is no text.
+    """
+    if isinstance(ids, str) or not isinstance(ids, Sequence):
+        raise TypeError(f"ids must be a sequence of texts, got {ids!r}")
+    for row, text in enumerate(ids):
+        if not isinstance(text, str):
+            raise TypeError(f"ids must be texts, got {text!r} in row {row}")
+
+
 def make_cameras(cameras: Iterable[Any] | None, count: int, name: str = "cameras") -> np.ndarray:
     """Return camera numbers as integers, -1 where unknown.
 

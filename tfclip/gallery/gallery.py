@@ -24,6 +24,7 @@ from tfclip.gallery.conditions import Where, check_where
 from tfclip.gallery.entries import (
     UNKNOWN,
     Entries,
+    check_ids,
     make_cameras,
     make_ids,
     make_metadata,
@@ -254,7 +255,11 @@ class Gallery:
 
         Returns:
             Their places among ``ids``, ascending.
+
+        Raises:
+            TypeError: It is no sequence of texts.
         """
+        check_ids(ids)
         there = set(self._storage.find(ids, vectors=False).ids)
         return [place for place, id_ in enumerate(ids) if id_ not in there]
 
